@@ -1,0 +1,69 @@
+"""How much is kept: the one rounding rule of the package."""
+
+from __future__ import annotations
+
+from typing import Any, overload
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor
+
+__all__ = ["Budget", "one_budget"]
+
+
+class Budget(BaseModel):
+    """How many tokens are *kept*, as a share or as a number; exactly one of the two is given.
+
+    Papers state it in many ways (FastV's R is the share that is dropped); here a budget is always what is kept, and a
+    paper's own symbol stands in the docstring of its strategy only.
+
+    Attributes:
+        keep_ratio: share of the tokens that is kept, above 0 and at most 1.
+        keep_tokens: number of tokens that is kept, at least 1.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    keep_ratio: float | None = Field(default=None, gt=0, le=1)
+    keep_tokens: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Budget:
+        if (self.keep_ratio is None) == (self.keep_tokens is None):
+            given = "neither" if self.keep_ratio is None else "both"
+            raise ValueError(f"give keep_ratio or keep_tokens, exactly one of them ({given} given)")
+        return self
+
+    @overload
+    def resolve(self, n: int) -> int: ...
+    @overload
+    def resolve(self, n: Tensor) -> Tensor: ...
+    def resolve(self, n: int | Tensor) -> int | Tensor:
+        """The number kept of ``n`` tokens: a share is rounded half to even (as FastV's code does), and the result is
+        never below 1 nor above ``n``. A tensor of counts gives a tensor of counts."""
+        if isinstance(n, Tensor):
+            wanted = (
+                torch.full_like(n, self.keep_tokens)
+                if self.keep_tokens is not None
+                else (n.double() * float(self.keep_ratio or 0)).round().to(n.dtype)
+            )
+            return torch.minimum(wanted.clamp(min=1), n)
+        share = self.keep_tokens if self.keep_tokens is not None else round(n * float(self.keep_ratio or 0))
+        return min(max(share, 1), n)
+
+
+def one_budget(fields: Any, *, keep_ratio: float) -> Any:
+    """What a strategy with flat fields ``keep_ratio`` and ``keep_tokens`` was given, its default made to give way.
+
+    For a ``model_validator(mode="before")``: None counts as not given; where neither is given, ``keep_ratio`` becomes
+    the default; where only ``keep_tokens`` is given, ``keep_ratio`` becomes None.
+
+    Raises:
+        ValueError: both are given.
+    """
+    if not isinstance(fields, dict):
+        return fields
+    ratio, tokens = fields.get("keep_ratio"), fields.get("keep_tokens")
+    if ratio is not None and tokens is not None:
+        raise ValueError(f"give keep_ratio ({ratio}) or keep_tokens ({tokens}), not both: set the other one to null")
+    return {**fields, "keep_ratio": keep_ratio if ratio is None and tokens is None else ratio, "keep_tokens": tokens}

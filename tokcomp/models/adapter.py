@@ -1,0 +1,144 @@
+"""What a model family must tell the runner: where its tower, projector and decoder layers are.
+
+An adapter holds references into one model and knows no strategy. Adding a family is one file in this folder that builds an
+:class:`Adapter` and registers it with :func:`register_adapter`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from tokcomp.errors import UnsupportedError
+
+__all__ = ["Adapter", "Decoder", "Tower", "TowerBlock", "find_adapter", "register_adapter"]
+
+
+@dataclass(frozen=True)
+class TowerBlock:
+    """One transformer block of a vision tower, taken apart at its middle.
+
+    Attributes:
+        module: the block itself.
+        attention: its attention module (the one that calls the attention function).
+        attend: ``(hidden, **kwargs) -> hidden`` first half, residual included.
+        feed: ``(hidden) -> hidden`` second half, residual included.
+    """
+
+    module: nn.Module
+    attention: nn.Module
+    attend: Callable[..., Tensor]
+    feed: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Tower:
+    """A vision tower and its projector.
+
+    Attributes:
+        module: called once per encoding, with ``pixel_values`` first.
+        blocks: its transformer blocks.
+        n_prefix: tokens before the patches inside the tower (CLS, registers).
+        has_cls: whether the first prefix token is a trained CLS token.
+        feature_block: number of the block whose output the model selects as image features; None when the model mixes
+            several layers.
+        projector: maps features ``[images, n, d]`` to the language model's width, token by token.
+        grid: ``pixel_values -> (rows, columns)`` of patches.
+        config: the tower's config (its attention implementation is switched while attached).
+    """
+
+    module: nn.Module
+    blocks: Sequence[TowerBlock]
+    n_prefix: int
+    has_cls: bool
+    feature_block: int | None
+    projector: nn.Module
+    grid: Callable[[Tensor], tuple[int, int]]
+    config: Any
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """The language model's stack of layers.
+
+    Attributes:
+        module: the model whose ``forward`` takes ``inputs_embeds`` and runs the layers.
+        layers: the decoder layers.
+        attentions: their attention modules.
+        rotary: ``(hidden, position_ids) -> (cos, sin)``.
+        inv_freq: the rotary frequencies, for rotating cached keys.
+        config: the decoder's config.
+    """
+
+    module: nn.Module
+    layers: Sequence[nn.Module]
+    attentions: Sequence[nn.Module]
+    rotary: Callable[..., tuple[Tensor, Tensor]]
+    inv_freq: Callable[[], Tensor]
+    config: Any
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """One model as the runner sees it.
+
+    Attributes:
+        family: name for messages and tables.
+        model: the model that was given.
+        decoder: its language model.
+        tower: its vision tower, None for a plain language model.
+        multimodal: the module whose ``forward`` receives ``input_ids`` and splices image features into the prompt.
+        image_token_id: the placeholder token.
+        embed: the input embedding table, to recognise placeholders in ``inputs_embeds``.
+    """
+
+    family: str
+    model: nn.Module
+    decoder: Decoder
+    tower: Tower | None = None
+    multimodal: nn.Module | None = None
+    image_token_id: int | None = None
+    embed: nn.Module | None = None
+
+
+AdapterBuilder = Callable[[nn.Module], Adapter]
+_BUILDERS: dict[str, AdapterBuilder] = {}
+
+
+def register_adapter(*class_names: str) -> Callable[[AdapterBuilder], AdapterBuilder]:
+    """Decorator: use this builder for models whose class, or one of its bases, has one of these names.
+
+    Raises:
+        ValueError: another builder has the name already.
+    """
+
+    def add(builder: AdapterBuilder) -> AdapterBuilder:
+        for name in class_names:
+            if _BUILDERS.get(name, builder) is not builder:
+                raise ValueError(f"an adapter for '{name}' is registered already: {_BUILDERS[name].__module__}")
+            _BUILDERS[name] = builder
+        return builder
+
+    return add
+
+
+def find_adapter(model: nn.Module) -> Adapter:
+    """The adapter of ``model``.
+
+    Raises:
+        UnsupportedError: no family fits; the message names the class, the known families and the way out.
+    """
+    from tokcomp.models import causal, llava  # noqa: F401  (importing registers)
+
+    for base in type(model).__mro__:
+        if base.__name__ in _BUILDERS:
+            return _BUILDERS[base.__name__](model)
+    if causal.looks_causal(model):
+        return causal.build(model)
+    raise UnsupportedError(
+        f"{type(model).__name__} is not a supported model; known: {', '.join(sorted(_BUILDERS))} and causal language "
+        "models with model.layers and rotary_emb. Write an adapter with tokcomp.models.adapter.register_adapter"
+    )

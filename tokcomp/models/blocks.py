@@ -1,0 +1,24 @@
+"""Vision-transformer blocks with the layout ``layer_norm1, self_attn, layer_norm2, mlp`` (CLIP, SigLIP)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from tokcomp.models.adapter import TowerBlock
+
+__all__ = ["pre_norm_block"]
+
+
+def pre_norm_block(block: nn.Module) -> TowerBlock:
+    """Take a pre-norm block apart between its attention and its MLP."""
+    norm1, attention, norm2, mlp = block.layer_norm1, block.self_attn, block.layer_norm2, block.mlp
+
+    def attend(hidden: Tensor, **kwargs: Any) -> Tensor:
+        return hidden + attention(hidden_states=norm1(hidden), **kwargs)[0]
+
+    def feed(hidden: Tensor) -> Tensor:
+        return hidden + mlp(norm2(hidden))
+
+    return TowerBlock(module=block, attention=attention, attend=attend, feed=feed)

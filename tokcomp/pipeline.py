@@ -1,0 +1,154 @@
+"""A pipeline: at most one strategy per stage, attached to a model for the length of a ``with`` block."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from tokcomp.errors import ConfigurationError, suggest
+from tokcomp.registry import REGISTRIES
+from tokcomp.stages import CachePolicy, PrefillFilter, Strategy, VisionReducer
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from tokcomp.runner.session import Session
+
+__all__ = ["Pipeline", "build_strategy"]
+
+StrategySpec = str | Mapping[str, Any] | Strategy | None
+
+
+class Pipeline:
+    """Three strategies, any of them absent, that act one after the other on one table of tokens.
+
+    Args:
+        vision, prefill, cache: for each stage a registered name, a name with its fields
+            (``{"name": "fastv", "layer": 2, "keep_ratio": 0.5}``), a strategy object, or None / ``"none"``.
+
+    Raises:
+        ConfigurationError: an unknown name or field, or a value out of range.
+
+    Example:
+        >>> pipeline = Pipeline(vision="mustdrop", prefill={"name": "fastv", "layer": 2, "keep_ratio": 0.5})
+        >>> with pipeline.attach(model) as trace:  # doctest: +SKIP
+        ...     out = model.generate(**inputs)
+        >>> print(trace.last.summary())  # doctest: +SKIP
+    """
+
+    vision: VisionReducer | None
+    prefill: PrefillFilter | None
+    cache: CachePolicy | None
+
+    def __init__(self, vision: StrategySpec = None, prefill: StrategySpec = None, cache: StrategySpec = None) -> None:
+        self.vision = build_strategy("vision", vision)
+        self.prefill = build_strategy("prefill", prefill)
+        self.cache = build_strategy("cache", cache)
+
+    @classmethod
+    def from_preset(cls, name: str, **stages: StrategySpec) -> Pipeline:
+        """The pipeline of ``configs/preset/<name>.yaml``; stages given by keyword replace the preset's.
+
+        Raises:
+            ConfigurationError: no such preset.
+        """
+        from tokcomp.experiment.presets import load_preset
+
+        return cls(**{**load_preset(name), **stages})
+
+    def spec(self) -> dict[str, dict[str, object] | None]:
+        """The pipeline as plain data: ``Pipeline(**pipeline.spec())`` is the same pipeline."""
+        stages: dict[str, Strategy | None] = {"vision": self.vision, "prefill": self.prefill, "cache": self.cache}
+        return {stage: None if strategy is None else strategy.spec() for stage, strategy in stages.items()}
+
+    def attach(self, model: nn.Module) -> Session:
+        """A context manager inside which ``model`` runs compressed: ``generate()``, ``forward()``, streamers, all unchanged.
+
+        On entry the needs of the strategies are checked against the model; on exit, also after an exception, every hook
+        and setting is undone. The value of ``with ... as trace`` records what happened to the tokens of each prompt.
+
+        Raises (on entry, the model untouched):
+            UnsupportedError: a model that no adapter fits, or one that is attached already.
+            CompatibilityError: a strategy needs what this model does not have.
+        """
+        from tokcomp.runner.session import Session
+
+        return Session(model, self.vision, self.prefill, self.cache)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Pipeline) and self.spec() == other.spec()
+
+    def __hash__(self) -> int:
+        return hash(repr(self))
+
+    def __repr__(self) -> str:
+        stages = {"vision": self.vision, "prefill": self.prefill, "cache": self.cache}
+        return f"Pipeline({', '.join(f'{stage}={_short(strategy)}' for stage, strategy in stages.items())})"
+
+
+def _short(strategy: Strategy | None) -> str:
+    if strategy is None:
+        return "None"
+    given = {name: getattr(strategy, name) for name in sorted(strategy.model_fields_set)}
+    return repr({"name": strategy.name, **given} if given else strategy.name)
+
+
+def build_strategy(stage: str, spec: StrategySpec) -> Any:
+    """One stage's strategy object from what a user may give.
+
+    Raises:
+        ConfigurationError: an unknown name or field, a value out of range, a strategy of another stage.
+    """
+    registry = REGISTRIES[stage]
+    if spec is None or spec == "none":
+        return None
+    if isinstance(spec, Strategy):
+        if not isinstance(spec, registry.base):
+            raise ConfigurationError(
+                f"{stage}={spec.name!r} is a strategy of the stage '{spec.stage}', not of '{stage}'"
+            )
+        return spec
+    if isinstance(spec, str):
+        name, fields = spec, {}
+    elif isinstance(spec, Mapping):
+        fields = dict(spec)
+        name = fields.pop("name", None)
+        if name in (None, "none"):
+            if name is None or fields:
+                raise ConfigurationError(
+                    f"{stage}: give a 'name' with the fields {', '.join(map(str, fields)) or '(none)'}"
+                )
+            return None
+    else:
+        raise ConfigurationError(
+            f"{stage}: expected a name, a mapping with 'name' or a strategy, got {type(spec).__name__}"
+        )
+    cls = registry[str(name)]
+    try:
+        return cls(**fields)
+    except ValidationError as error:
+        raise ConfigurationError(explain(stage, cls, error)) from None
+
+
+def explain(stage: str, cls: type[Strategy], error: ValidationError) -> str:
+    """One line that says what is wrong with the fields of a strategy and what it takes."""
+    known = tuple(cls.model_fields)
+    lines = []
+    for problem in error.errors():
+        field = str(problem["loc"][0]) if problem["loc"] else ""
+        if problem["type"] == "extra_forbidden":
+            lines.append(
+                f"'{field}' is not a setting of {stage} '{cls.name}'{suggest(field, known)} it takes: {', '.join(known)}"
+            )
+        elif not field:
+            lines.append(f"{stage} '{cls.name}': {_plain(problem['msg'])}")
+        else:
+            lines.append(f"{stage}.{cls.name}.{field}={problem['input']!r}: {_plain(problem['msg'])}")
+    return "; ".join(dict.fromkeys(lines))
+
+
+def _plain(message: str) -> str:
+    message = message.removeprefix("Value error, ")
+    return message[:1].lower() + message[1:]

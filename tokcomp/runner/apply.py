@@ -1,0 +1,81 @@
+"""The only place that gathers: sequences, positions and cache entries, by what a strategy selected."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from tokcomp.errors import TokcompError
+from tokcomp.types import Selection, debugging
+
+__all__ = ["clean_selection", "compress_index", "gather_entries", "gather_tokens", "renumber", "with_protected"]
+
+
+def clean_selection(selection: Selection, valid: Tensor, *, uniform: bool, who: str) -> Selection:
+    """Bring a strategy's selection into the form that is applied: on the right device, one row per sample, padding that a
+    strategy kept unaware of ``valid`` ``[b, n]`` taken out again.
+
+    Raises:
+        TokcompError: in debug mode, when the selection breaks the contract.
+    """
+    keep = selection.keep.to(valid.device)
+    if keep.shape[0] != valid.shape[0]:
+        keep = keep.expand(valid.shape[0], *keep.shape[1:])
+    if debugging():
+        try:
+            replace(selection, keep=keep).check(valid.shape[-1], batch_size=valid.shape[0])
+        except (TypeError, ValueError) as error:
+            raise TokcompError(f"{who} returned a wrong selection: {error}") from error
+    if uniform or selection.assign is not None:
+        return replace(selection, keep=keep)
+    picked = (keep >= 0) & valid.gather(1, keep.clamp(min=0))
+    # Kept padding becomes -1; a stable sort moves it behind the kept tokens without changing their order.
+    order = (~picked).to(torch.uint8).argsort(dim=1, stable=True)
+    keep = keep.masked_fill(~picked, -1).gather(1, order)
+    protect = None if selection.protect is None else selection.protect.gather(1, order)
+    return replace(selection, keep=keep, protect=protect, ragged=True)
+
+
+def compress_index(keep: Tensor, width: int) -> Tensor:
+    """Where ``keep`` ``[b, l]`` is True, moved to the right end in order: indices ``[b, width]``. Rows that keep fewer than
+    ``width`` are filled with dropped indices on the left (left padding)."""
+    return keep.to(torch.uint8).argsort(dim=1, stable=True)[:, keep.shape[1] - width :]
+
+
+def gather_tokens(x: Tensor, index: Tensor) -> Tensor:
+    """Rows ``index`` ``[b, k]`` of ``x`` ``[b, l]`` or ``[b, l, d]``; an ``x`` of batch 1 serves every sample."""
+    if x.shape[0] != index.shape[0]:
+        x = x.expand(index.shape[0], *x.shape[1:])
+    return x.gather(1, index if x.dim() == 2 else index[..., None].expand(-1, -1, x.shape[-1]))
+
+
+def gather_entries(x: Tensor, index: Tensor) -> Tensor:
+    """Cache entries ``index`` ``[b, g, k]`` of ``x`` ``[b, g, l]`` or ``[b, g, l, d]``."""
+    return x.gather(2, index if x.dim() == 3 else index[..., None].expand(-1, -1, -1, x.shape[-1]))
+
+
+def renumber(valid: Tensor) -> Tensor:
+    """Positions 0, 1, 2... over the valid tokens of each row ``[b, l]``; padding gets 0."""
+    return (valid.long().cumsum(dim=1) - 1).clamp(min=0)
+
+
+def with_protected(selection: Selection, protected: Tensor) -> Selection:
+    """Add the key tokens ``protected`` ``[b, n]`` that a selection left out, behind its own tokens of each row (or in
+    their place, where the selection is ascending)."""
+    keep = selection.keep
+    n = protected.shape[1]
+    chosen = torch.zeros(keep.shape[0], n + 1, dtype=torch.bool, device=keep.device)
+    chosen = chosen.scatter(1, keep.where(keep >= 0, n), True)[:, :n]
+    missing = protected & ~chosen
+    if not bool(missing.any()):
+        return selection
+    if selection.ascending:
+        return replace(Selection.from_mask(chosen | protected), protect=None)
+    added = Selection.from_mask(missing).keep
+    both = torch.cat([keep, added], dim=1)
+    order = (both < 0).to(torch.uint8).argsort(dim=1, stable=True)
+    both = both.gather(1, order)
+    width = int((both >= 0).sum(dim=1).max())
+    return Selection(keep=both[:, :width])

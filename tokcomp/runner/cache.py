@@ -1,0 +1,178 @@
+"""The cache stage: cache layers of different lengths, and the policy that shortens them.
+
+All state of a request after its prefill lives in its cache layers, so it follows the cache object wherever that goes: two
+generations interleave, beams reorder it, a batch is expanded with it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicCache, DynamicLayer
+
+from tokcomp.errors import UnsupportedError
+from tokcomp.runner.apply import gather_entries
+from tokcomp.runner.request import Entries, Request, Sequence
+
+__all__ = ["CompressedLayer", "adopt", "bound_request"]
+
+
+class CompressedLayer(DynamicLayer):
+    """One layer of a request's cache, with its own length.
+
+    Attributes:
+        request: the prompt it belongs to.
+        number: the layer.
+        seen: tokens that the model has processed, dropped ones and padding included; what ``get_seq_length`` says, so
+            that everything outside goes on in the numbering of the uncompressed prompt.
+        valid: ``[b, 1|g, l]``, or None where no entry is padding.
+        index: ``[b, 1|g, m]`` prompt column of the first m entries; later entries are the tokens that followed.
+        offset: ``[b]`` what this layer's positions lag behind the model's own, or None for nothing.
+        phase: ``[b, 1|g, m]`` position at which the first m keys are rotated; kept only where a policy rotates keys.
+        visible: ``[b, g, m]`` entries that the coming step may see, or None for all; used up by that step.
+        rows: ``[b]`` row of the request that each row of the cache belongs to (beams move rows around).
+        kin: layers with equal ``kin`` hold the same tokens and share their masks; None where a policy went its own way.
+        memory: what the policy remembers per entry, ``[b, g, m]`` each.
+    """
+
+    def __init__(self, request: Request, number: int) -> None:
+        super().__init__()
+        self.request = request
+        self.number = number
+        self.seen = 0
+        self.valid: Tensor | None = None
+        self.index: Tensor | None = None
+        self.offset: Tensor | None = None
+        self.phase: Tensor | None = None
+        self.visible: Tensor | None = None
+        self.memory: dict[str, Tensor] = {}
+        self.rows: Tensor | None = None
+        self.kin: int | None = None
+        self.arriving: int | None = None
+
+    # -- what transformers calls -------------------------------------------------------------------------------------
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        keys, values = super().update(key_states, value_states, *args, **kwargs)
+        fresh = key_states.shape[-2]
+        # In the prefill a layer sees what is left of the prompt, but has "seen" all of it.
+        self.seen += fresh if self.arriving is None else self.arriving
+        self.arriving = None
+        if self.valid is not None and self.valid.shape[-1] < keys.shape[-2]:
+            ones = self.valid.new_ones(*self.valid.shape[:-1], fresh)
+            self.valid = torch.cat([self.valid, ones], dim=-1)
+        self._note_entries()
+        return keys, values
+
+    def get_seq_length(self) -> int:
+        return self.seen
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.length + query_length, 0
+
+    def crop(self, tokens_to_remove: int) -> None:
+        raise UnsupportedError(
+            "a compressed cache cannot be cropped (assisted decoding and prompt lookup need that): generate without an "
+            "assistant model and without prompt_lookup_num_tokens"
+        )
+
+    def reset(self) -> None:
+        super().reset()
+        self.seen = 0
+        self.valid = self.index = self.offset = self.phase = self.visible = self.rows = self.kin = None
+        self.memory = {}
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        self.batch_select_indices(beam_idx.to(self.keys.device))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        if self.is_initialized:
+            self._each_row(lambda x: x.index_select(0, indices) if indices.dtype != torch.bool else x[indices])
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        if self.is_initialized:
+            self._each_row(lambda x: x.repeat_interleave(repeats, dim=0))
+
+    # -- what the runner calls ---------------------------------------------------------------------------------------
+
+    @property
+    def length(self) -> int:
+        """Entries held, padding included."""
+        return self.keys.shape[-2] if self.is_initialized and self.keys.numel() else 0
+
+    def expect(self, sequence: Sequence, seen: int) -> None:
+        """The prefill is about to write ``sequence``, which is what is left of ``seen`` prompt tokens."""
+        self.index = sequence.index[:, None]
+        self.valid = None if sequence.valid is None else sequence.valid[:, None]
+        self.offset = sequence.offset
+        self.phase = sequence.positions[:, None]
+        self.rows = torch.arange(sequence.index.shape[0], device=sequence.index.device)
+        self.kin = id(sequence)
+        self.arriving = seen
+
+    def lag(self, positions: Tensor) -> Tensor:
+        """This layer's position ids for ``positions`` ``[b|1, l]`` of the model's own numbering."""
+        return positions if self.offset is None else positions - self.offset[:, None]
+
+    def full_index(self) -> Tensor:
+        """Column of every entry in the uncompressed sequence ``[b, 1|g, l]``."""
+        assert self.index is not None
+        fresh = self.length - self.index.shape[-1]
+        if fresh == 0:
+            return self.index
+        tail = torch.arange(self.seen - fresh, self.seen, device=self.index.device)
+        return torch.cat([self.index, tail.expand(*self.index.shape[:-1], fresh)], dim=-1)
+
+    def evict(self, keep: Tensor, *, ragged: bool) -> None:
+        """Keep the entries ``keep`` ``[b, g, k]`` (-1 pads) and everything that goes with them."""
+        index = keep.clamp(min=0)
+        heads = keep.shape[1]
+        self.index = gather_entries(self.full_index().expand(-1, heads, -1), index)
+        self.keys, self.values = gather_entries(self.keys, index), gather_entries(self.values, index)
+        self.memory = {name: gather_entries(value, index) for name, value in self.memory.items()}
+        valid = keep >= 0 if ragged else None
+        if self.valid is not None:
+            before = gather_entries(self.valid.expand(-1, heads, -1), index)
+            valid = before if valid is None else before & valid
+        self.valid = valid
+        self.kin = None
+        self._note_entries()
+
+    def _each_row(self, change: Any) -> None:
+        self.keys, self.values = change(self.keys), change(self.values)
+        for name in ("valid", "index", "offset", "phase", "visible", "rows"):
+            value = getattr(self, name)
+            # One row may serve the whole batch; it serves any other batch as well.
+            if value is not None and (value.shape[0] > 1 or name == "rows"):
+                setattr(self, name, change(value))
+        self.memory = {name: change(value) for name, value in self.memory.items()}
+        self._note_entries()
+
+    def _note_entries(self) -> None:
+        padding = None if self.valid is None else ~self.valid
+        self.request.entries[self.number] = Entries(self.length, padding)
+
+
+def adopt(cache: Any, request: Request, depth: int) -> None:
+    """Give an empty cache compressed layers.
+
+    Raises:
+        UnsupportedError: the cache is of a kind whose layers cannot have lengths of their own.
+    """
+    plain = isinstance(cache, DynamicCache) and all(type(layer) is DynamicLayer for layer in cache.layers)
+    if not plain or getattr(cache, "offloading", False):
+        kinds = {type(layer).__name__ for layer in getattr(cache, "layers", [])} or {type(cache).__name__}
+        raise UnsupportedError(
+            f"a {type(cache).__name__} with {', '.join(sorted(kinds))} cannot be compressed: its layers must be able to "
+            "have different lengths. Use the default dynamic cache (no cache_implementation, no StaticCache)"
+        )
+    request.entries = [Entries() for _ in range(depth)]
+    cache.layers = [CompressedLayer(request, number) for number in range(depth)]
+
+
+def bound_request(cache: Any) -> Request | None:
+    """The request whose compressed cache this is, or None."""
+    layers = getattr(cache, "layers", None)
+    return layers[0].request if layers and isinstance(layers[0], CompressedLayer) and layers[0].seen else None

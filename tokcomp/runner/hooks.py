@@ -1,0 +1,86 @@
+"""Everything that is put on a model, and its undoing: hooks, instance forwards, attention implementations."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from torch import Tensor, nn
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+__all__ = ["AttentionObserver", "Hooks", "base_implementation"]
+
+AttentionObserver = Callable[[Tensor, Tensor, float], None]
+"""Called with the query ``[b, h, t, d]``, the keys ``[b, g, l, d]`` (rotary applied, cache included) and the scaling of one
+attention call, before it runs."""
+
+_PREFIX = "tokcomp_"
+_OBSERVERS: WeakKeyDictionary[nn.Module, AttentionObserver] = WeakKeyDictionary()
+
+
+def base_implementation(config: Any) -> str:
+    """The attention implementation that the model was loaded with, seen through ours while attached."""
+    return (config._attn_implementation or "eager").removeprefix(_PREFIX)
+
+
+def _observed(base: str) -> Callable[..., Any]:
+    def attention(module: nn.Module, query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> Any:
+        observer = _OBSERVERS.get(module)
+        if observer is not None:
+            observer(query, key, kwargs.get("scaling") or query.shape[-1] ** -0.5)
+        # "eager" is no registered function: every modeling file has its own.
+        eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+        return ALL_ATTENTION_FUNCTIONS.get_interface(base, eager)(module, query, key, *args, **kwargs)
+
+    return attention
+
+
+class Hooks:
+    """Puts things on a model and takes every one of them off again, whatever happens in between."""
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+
+    def close(self) -> None:
+        """Undo everything, last first."""
+        self._stack.close()
+
+    def before(self, module: nn.Module, hook: Callable[..., Any]) -> None:
+        """``hook(module, args, kwargs) -> (args, kwargs) | None`` before the module's forward."""
+        self._stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+
+    def after(self, module: nn.Module, hook: Callable[..., Any]) -> None:
+        """``hook(module, args, kwargs, output) -> output | None`` after it, ahead of any hook that records outputs (so
+        that ``hidden_states`` hold what the next layer gets)."""
+        self._stack.callback(module.register_forward_hook(hook, with_kwargs=True, prepend=True).remove)
+
+    def replace_forward(self, module: nn.Module, forward: Callable[..., Any]) -> None:
+        """Set ``forward`` on this instance; the class is never touched."""
+        had = "forward" in vars(module)
+        before = vars(module).get("forward")
+        module.forward = forward  # type: ignore[method-assign]
+        self._stack.callback(lambda: setattr(module, "forward", before) if had else delattr(module, "forward"))
+
+    def observe(self, attention: nn.Module, observer: AttentionObserver) -> None:
+        """Show every call of this attention module to ``observer``; :meth:`switch` must cover its config."""
+        if attention in _OBSERVERS:
+            raise RuntimeError("an attention module can have one observer: detach the other session first")
+        _OBSERVERS[attention] = observer
+        self._stack.callback(_OBSERVERS.pop, attention, None)
+
+    def switch(self, config: Any) -> None:
+        """Send the attention of the modules that share ``config`` through our wrapper, which calls the implementation
+        that was set before."""
+        base = base_implementation(config)
+        name = _PREFIX + base
+        if name not in ALL_ATTENTION_FUNCTIONS:
+            ALL_ATTENTION_FUNCTIONS.register(name, _observed(base))
+            if base in ALL_MASK_ATTENTION_FUNCTIONS:
+                ALL_MASK_ATTENTION_FUNCTIONS.register(name, ALL_MASK_ATTENTION_FUNCTIONS[base])
+        before = config._attn_implementation
+        config._attn_implementation = name
+        self._stack.callback(setattr, config, "_attn_implementation", before)

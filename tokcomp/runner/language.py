@@ -1,0 +1,244 @@
+"""The language stage: drops what the vision stage left empty, runs the prefill filter between the layers and the cache
+policy after them, and gives every layer the positions, rotary tables and masks of its own sequence."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import DynamicCache
+
+from tokcomp.errors import UnsupportedError
+from tokcomp.models.adapter import Adapter
+from tokcomp.ops.scores import attention_rows, column_sums
+from tokcomp.runner.cache import CompressedLayer, adopt, bound_request
+from tokcomp.runner.eviction import Evictor
+from tokcomp.runner.filtering import Filtering
+from tokcomp.runner.hooks import Hooks
+from tokcomp.runner.images import Images
+from tokcomp.runner.masks import causal_rows
+from tokcomp.runner.passes import Pass, to_columns
+from tokcomp.runner.prompts import PromptReader
+from tokcomp.runner.request import Request
+from tokcomp.stages import CachePolicy, PrefillFilter, VisionReducer
+
+__all__ = ["LanguageStage"]
+
+
+class LanguageStage:
+    """Hooks of the decoder; state of a forward pass is per thread, state of a request lives in its cache."""
+
+    def __init__(self, adapter: Adapter, reducer: VisionReducer | None, prefill: PrefillFilter | None,
+                 policy: CachePolicy | None, remember: Callable[[Request], None]) -> None:  # fmt: skip
+        self.adapter, self.decoder, self.remember = adapter, adapter.decoder, remember
+        protects = reducer is not None and reducer.protects
+        self.filtering = None if prefill is None else Filtering(prefill, adapter.decoder, protects=protects)
+        self.evictor = None if policy is None else Evictor(policy, adapter.decoder)
+        self.active = reducer is not None or prefill is not None or policy is not None
+        self.reader = PromptReader(adapter, reducer, prefill, policy)
+        self._local = threading.local()
+
+    def install(self, hooks: Hooks) -> None:
+        if self.adapter.multimodal is not None:
+            hooks.before(self.adapter.multimodal, self._before_multimodal)
+        hooks.before(self.decoder.module, self._before_decoder)
+        hooks.after(self.decoder.module, self._after_decoder)
+        if not self.active:
+            return
+        depth = range(len(self.decoder.layers))
+        watched = [
+            number for number in depth if self._filters(number, observing=True) or self._evicts(number, observing=True)
+        ]
+        if watched:
+            hooks.switch(self.decoder.config)
+        for number in watched:
+            hooks.observe(self.decoder.attentions[number], self._observer(number))
+        for number in depth:
+            hooks.before(self.decoder.layers[number], self._before_layer(number))
+            if self._evicts(number):
+                hooks.after(self.decoder.layers[number], self._after_layer(number))
+
+    def _filters(self, number: int, *, observing: bool = False) -> bool:
+        filtering = self.filtering
+        return filtering is not None and number in filtering.layers and (filtering.observes or not observing)
+
+    def _evicts(self, number: int, *, observing: bool = False) -> bool:
+        evictor = self.evictor
+        return evictor is not None and number in evictor.layers and (evictor.observes or not observing)
+
+    # -- the pass as a whole -----------------------------------------------------------------------------------------
+
+    def take(self, images: Images) -> None:
+        """Images that the tower has just encoded; the next prompt with placeholders owns them."""
+        self._pending.append(images)
+
+    @property
+    def _pending(self) -> list[Images]:
+        if not hasattr(self._local, "pending"):
+            self._local.pending = []
+        return self._local.pending
+
+    @property
+    def _pass(self) -> Pass | None:
+        return getattr(self._local, "run", None)
+
+    def _before_multimodal(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = _by_name(module, args, kwargs)
+        self._local.mask = self.reader.placeholders(given.get("input_ids"), given.get("inputs_embeds"))
+
+    def _before_decoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self._local.run = None
+        mask, self._local.mask = getattr(self._local, "mask", None), None
+        kwargs = _by_name(module, args, kwargs)
+        cache = kwargs.get("past_key_values")
+        request = bound_request(cache)
+        image = mask is not None and bool(self._pending) and bool(mask.any())
+        if request is not None:
+            if image:
+                raise UnsupportedError(
+                    "a new image in a later turn on a compressed cache is not supported: start a new prompt"
+                )
+            return (), self._continue(request, kwargs)
+        if not image and (self.adapter.tower is not None or not self.active):
+            return None  # text only: exactly as without tokcomp
+        if cache is not None and cache.get_seq_length() > 0:
+            if self.adapter.tower is None or not self.active:
+                return None  # read before tokcomp was attached: goes on as it began
+            raise UnsupportedError("this cache holds a prompt that was read without tokcomp: start with an empty cache")
+        return (), self._begin(mask if image else None, kwargs)
+
+    def _begin(self, mask: Tensor | None, kwargs: dict[str, Any]) -> dict[str, Any]:
+        request = self.reader.read(mask, list(self._pending), kwargs)
+        self._pending.clear()
+        self.remember(request)
+        if not self.active:
+            sequence = self.reader.untouched(request, mask, kwargs)
+            request.layers = [sequence] * len(self.decoder.layers)
+            return kwargs
+        cache = kwargs.get("past_key_values")
+        if cache is None and self._wants_cache(kwargs):
+            cache = DynamicCache(config=self.decoder.config)
+        if cache is not None:
+            adopt(cache, request, len(self.decoder.layers))
+        sequence, kwargs, changed = self.reader.first_sequence(request, mask, {**kwargs, "past_key_values": cache})
+        self._local.run = Pass(self.decoder, request, True, sequence.positions, sequence=sequence, changed=changed)
+        return kwargs
+
+    def _wants_cache(self, kwargs: dict[str, Any]) -> bool:
+        wanted = kwargs.get("use_cache")
+        return bool(self.decoder.config.use_cache if wanted is None else wanted)
+
+    def _continue(self, request: Request, kwargs: dict[str, Any]) -> dict[str, Any]:
+        tokens = kwargs["inputs_embeds"] if kwargs.get("inputs_embeds") is not None else kwargs["input_ids"]
+        fresh = tokens.shape[1]
+        mask = kwargs.get("attention_mask")
+        if mask is not None and fresh > 1 and not bool(mask[:, -fresh:].all()):
+            raise UnsupportedError(
+                "padding in a later turn on a compressed cache is not supported: batch turns of equal length"
+            )
+        first: CompressedLayer = kwargs["past_key_values"].layers[0]
+        positions = kwargs.get("position_ids")
+        if positions is None:
+            positions = request.next_position[first.rows, None] + torch.arange(fresh, device=tokens.device)
+        request.next_position = positions[:, -1] + 1
+        self._local.run = Pass(self.decoder, request, False, positions)
+        # Every layer gets a mask of its own; a 4-D one is what keeps the model from building the full-length mask.
+        placeholder = torch.zeros(1, 1, 1, 1, device=tokens.device)
+        return {**kwargs, "position_ids": first.lag(positions), "attention_mask": placeholder}
+
+    def _after_decoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        run, self._local.run = self._pass, None
+        if run is None or not run.prefill or run.sequence is None:
+            return None
+        sequence, columns = run.sequence, run.request.prompt.valid
+        cache = kwargs.get("past_key_values")
+        if self.evictor is not None and self.evictor.waits and cache is not None:
+            real = torch.ones_like(sequence.index, dtype=torch.bool) if sequence.valid is None else sequence.valid
+            final = torch.zeros_like(columns).scatter(1, sequence.index, real)
+            for number in sorted(self.evictor.layers):
+                self.evictor.after_prefill(cache.layers[number], None, final)
+        if sequence.length == columns.shape[1]:
+            return None
+        aligned = to_columns(output[0], sequence, columns.shape[1])
+        if isinstance(output, tuple):
+            return (aligned, *output[1:])
+        output.last_hidden_state = aligned
+        return output
+
+    # -- around each layer -------------------------------------------------------------------------------------------
+
+    def _before_layer(self, number: int) -> Callable[..., Any]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            run = self._pass
+            if run is None:
+                return None
+            hidden: Tensor = args[0] if args else kwargs["hidden_states"]
+            if not run.prefill:
+                run.step(number, hidden, kwargs)
+                return args, kwargs
+            if (
+                self.filtering is not None
+                and self._filters(number - 1)
+                and run.sequence is not None
+                and run.sequence.n_vision
+            ):
+                run.rotary = run.rotary or kwargs["position_embeddings"]
+                hidden = self.filtering.apply(run, number - 1, hidden)
+            run.enter(number, hidden, kwargs)
+            return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
+
+        return hook
+
+    def _after_layer(self, number: int) -> Callable[..., None]:
+        evictor = self.evictor
+        assert evictor is not None
+
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            run, cache = self._pass, kwargs.get("past_key_values")
+            if run is None or cache is None:
+                return
+            received, run.received = run.received, None
+            if run.prefill and not evictor.waits:
+                evictor.after_prefill(cache.layers[number], received)
+            elif not run.prefill and evictor.policy.acts_in_decoding:
+                evictor.after_step(cache.layers[number], received)
+
+        return hook
+
+    def _observer(self, number: int) -> Callable[[Tensor, Tensor, float], None]:
+        filters, evicts = self._filters(number, observing=True), self._evicts(number, observing=True)
+
+        def observe(query: Tensor, key: Tensor, scale: float) -> None:
+            run = self._pass
+            if run is None:
+                return
+            if run.prefill and filters and self.filtering is not None:
+                self.filtering.observe(run, query, key, scale)
+            if evicts and self.evictor is not None:
+                self._observe_received(run, self.evictor.policy, query, key, scale)
+
+        return observe
+
+    def _observe_received(self, run: Pass, policy: CachePolicy, query: Tensor, key: Tensor, scale: float) -> None:
+        if run.prefill and run.sequence is not None:
+            valid = run.sequence.valid
+            run.received = column_sums(query, key, scale=scale, causal=True, key_valid=valid, row_valid=valid,
+                                       rows=policy.prefill_rows())  # fmt: skip
+        elif policy.acts_in_decoding:
+            b, heads, rows, _ = query.shape
+            mask = causal_rows(rows, key.shape[2], run.valid, query.device)
+            if mask is not None and mask.shape[1] not in (1, heads):
+                mask = mask.repeat_interleave(heads // mask.shape[1], dim=1)
+            attention = attention_rows(query, key, scale=scale, mask=mask)
+            run.received = attention.view(b, key.shape[1], -1, key.shape[2]).sum(dim=2)
+
+
+def _by_name(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of ``module.forward`` by name."""
+    if not args:
+        return dict(kwargs)
+    return {**dict(zip(inspect.signature(module.forward).parameters, args, strict=False)), **kwargs}

@@ -1,0 +1,142 @@
+"""Reads a prompt: which columns are image tokens, which of them the vision stage left empty, what enters the first layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokcomp.errors import FeatureError, UnsupportedError
+from tokcomp.models.adapter import Adapter
+from tokcomp.runner.apply import compress_index, gather_tokens
+from tokcomp.runner.images import Images
+from tokcomp.runner.passes import at_origin, padding_of, whole
+from tokcomp.runner.placeholders import Placement, build_prompt, place_images, refuse_without_text, text_digest
+from tokcomp.runner.request import Prompt, Request, Sequence
+from tokcomp.stages import CachePolicy, PrefillFilter, VisionReducer
+from tokcomp.types import Signal
+
+__all__ = ["PromptReader"]
+
+
+class PromptReader:
+    """Turns the decoder's inputs into a request and its first sequence."""
+
+    def __init__(self, adapter: Adapter, reducer: VisionReducer | None, prefill: PrefillFilter | None,
+                 policy: CachePolicy | None) -> None:  # fmt: skip
+        self.adapter, self.reducer, self.filter = adapter, reducer, prefill
+        needs = (prefill.needs if prefill else frozenset()) | (policy.needs if policy else frozenset())
+        self.digests = Signal.DIGEST in needs
+
+    def placeholders(self, input_ids: Tensor | None, embeds: Tensor | None) -> Tensor | None:
+        """Image placeholders ``[b, l]`` of what the multimodal model was called with."""
+        if input_ids is not None:
+            return input_ids == self.adapter.image_token_id
+        if embeds is None or self.adapter.embed is None:
+            return None
+        token = torch.tensor(self.adapter.image_token_id, device=embeds.device)
+        return (embeds == self.adapter.embed(token)).all(dim=-1)
+
+    def read(self, mask: Tensor | None, pending: list[Images], kwargs: dict[str, Any]) -> Request:
+        """The request of a prompt whose image placeholders are ``mask`` ``[b, l]`` (None: a plain language model)."""
+        embeds = _tokens(kwargs)
+        valid, _ = padding_of(kwargs.get("attention_mask"), embeds)
+        if mask is None:
+            request = Request(self._plain(embeds, valid), [], [], [0] * valid.shape[0])
+        else:
+            request = self._with_images(mask, valid, embeds, place_images(pending, mask.sum(dim=1).tolist()))
+        request.next_position = _positions(kwargs, embeds)[:, -1] + 1
+        return request
+
+    def _plain(self, embeds: Tensor, valid: Tensor) -> Prompt:
+        tokens = embeds if embeds.dim() == 3 else embeds[..., None]
+        zeros, none = torch.zeros_like(valid, dtype=torch.long), torch.zeros_like(valid)
+        return Prompt(
+            origin=zeros - 1, image=zeros - 1, sizes=zeros.float(), protected=none, valid=valid, lengths=valid.sum(dim=1),
+            digest=text_digest(tokens, valid, None) if self.digests else None,
+        )  # fmt: skip
+
+    def _with_images(self, mask: Tensor, valid: Tensor, embeds: Tensor, placement: Placement) -> Request:
+        digest = text_digest(embeds, valid & ~mask, placement) if self.digests else None
+        prompt = build_prompt(mask, valid, placement, digest=digest)
+        if self.filter is not None and self.filter.queries == "text":
+            refuse_without_text(prompt, f"prefill strategy '{self.filter.name}'")
+        return Request(prompt, placement.images, placement.rows, placement.per_sample)
+
+    def untouched(self, request: Request, mask: Tensor | None, kwargs: dict[str, Any]) -> Sequence:
+        """The sequence of all the prompt's columns."""
+        embeds = _tokens(kwargs)
+        valid, padded = padding_of(kwargs.get("attention_mask"), embeds)
+        n_vision, fewest = _most_and_fewest(mask)
+        return whole(
+            request.prompt, _positions(kwargs, embeds), valid if padded else None, n_vision, n_vision == fewest
+        )
+
+    def first_sequence(
+        self, request: Request, mask: Tensor | None, kwargs: dict[str, Any]
+    ) -> tuple[Sequence, dict[str, Any], bool]:
+        """Drop the placeholders that the vision stage left empty, and align the rows to the right.
+
+        Returns:
+            What enters the first layer, the decoder's arguments for it, and whether its masks differ from those that
+            the model makes itself.
+
+        Raises:
+            FeatureError: the embeddings hold NaN where the runner put none.
+        """
+        sequence = self.untouched(request, mask, kwargs)
+        touched = any(images.touched for images in request.images)
+        if not touched and (sequence.valid is None or bool(sequence.valid[:, -1].all())):
+            return sequence, kwargs, sequence.valid is not None
+        prompt = request.prompt
+        if touched:
+            sequence = self._refilled(request, sequence, mask, kwargs)
+        counts = torch.stack([prompt.valid.sum(dim=1), prompt.vision.sum(dim=1)])
+        (width, n_vision), (least, fewest) = counts.amax(dim=1).tolist(), counts.amin(dim=1).tolist()
+        taken = compress_index(prompt.valid, width)
+        valid = None if width == least else prompt.valid.gather(1, taken)
+        anew = touched and self.reducer is not None and self.reducer.positions == "renumber"
+        sequence = sequence.take(taken, valid, n_vision=n_vision, uniform=n_vision == fewest, number_anew=anew)
+        for name in ("inputs_embeds", "input_ids"):
+            if kwargs.get(name) is not None:
+                kwargs[name] = gather_tokens(kwargs[name], taken)
+        kwargs["position_ids"] = sequence.positions
+        # Every layer gets a mask of its own; a 4-D one is what keeps the model from building one here.
+        kwargs["attention_mask"] = torch.zeros(1, 1, 1, 1, device=taken.device)
+        return sequence, kwargs, True
+
+    def _refilled(self, request: Request, sequence: Sequence, mask: Tensor | None, kwargs: dict[str, Any]) -> Sequence:
+        assert self.reducer is not None
+        assert mask is not None
+        prompt, embeds = request.prompt, kwargs["inputs_embeds"]
+        if not torch.equal(embeds[..., 0].isnan(), mask & (prompt.origin < 0)):
+            raise FeatureError(
+                "the prompt's embeddings hold NaN where no token was dropped: check the weights and inputs"
+            )
+        if self.reducer.positions == "renumber":
+            return sequence
+        positions = at_origin(sequence.positions, prompt, mask)
+        return Sequence(sequence.index, sequence.valid, positions, None, sequence.n_vision, sequence.uniform)
+
+
+def _tokens(kwargs: dict[str, Any]) -> Tensor:
+    return kwargs["inputs_embeds"] if kwargs.get("inputs_embeds") is not None else kwargs["input_ids"]
+
+
+def _positions(kwargs: dict[str, Any], tokens: Tensor) -> Tensor:
+    positions = kwargs.get("position_ids")
+    if positions is None:
+        return torch.arange(tokens.shape[1], device=tokens.device)[None]
+    if positions.dim() != 2:
+        raise UnsupportedError(
+            f"position_ids of {positions.dim()} dimensions (multimodal rotary positions) are not supported"
+        )
+    return positions
+
+
+def _most_and_fewest(mask: Tensor | None) -> tuple[int, int]:
+    if mask is None:
+        return 0, 0
+    counts = mask.sum(dim=1)
+    return int(counts.max()), int(counts.min())

@@ -1,0 +1,130 @@
+"""The bookkeeping of one prompt: which token stands where in every layer, from the placeholders to the last step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from tokcomp.runner.apply import gather_tokens, renumber
+from tokcomp.runner.images import Images
+
+__all__ = ["Entries", "Prompt", "Request", "Sequence"]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """The prompt as the model was given it, one column per token, before anything was dropped.
+
+    Attributes:
+        origin: ``[b, l]`` index of the image placeholder whose patch the token stands at, -1 for text, padding and
+            placeholders that the vision stage left empty.
+        image: ``[b, l]`` which image of the sample it belongs to, -1 for text.
+        sizes: ``[b, l]`` patches that the token stands for.
+        protected: ``[b, l]`` key tokens.
+        valid: ``[b, l]`` no padding and not empty.
+        lengths: ``[b]`` tokens of each sample, padding left out, before anything was dropped.
+        text_rows: real tokens after the last image, of the longest row.
+        text_valid: ``[b, text_rows]`` which of the last rows are such tokens; None without images.
+        digest: ``[b]`` or None.
+    """
+
+    origin: Tensor
+    image: Tensor
+    sizes: Tensor
+    protected: Tensor
+    valid: Tensor
+    lengths: Tensor
+    text_rows: int = 0
+    text_valid: Tensor | None = None
+    digest: Tensor | None = None
+
+    @property
+    def vision(self) -> Tensor:
+        """Vision tokens ``[b, l]`` bool."""
+        return self.origin >= 0
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """The tokens that enter a layer, right-aligned.
+
+    Attributes:
+        index: ``[b, l]`` column of the prompt that each token came from.
+        valid: ``[b, l]``, or None where no row holds padding.
+        positions: ``[b|1, l]`` position ids.
+        offset: ``[b]`` what the numbering of this sequence lags behind the model's own, or None for nothing.
+        n_vision: vision tokens of the longest row.
+        uniform: every row has ``n_vision`` vision tokens.
+    """
+
+    index: Tensor
+    valid: Tensor | None
+    positions: Tensor
+    offset: Tensor | None
+    n_vision: int
+    uniform: bool
+
+    @property
+    def length(self) -> int:
+        return self.index.shape[1]
+
+    def slots(self, prompt: Prompt) -> tuple[Tensor, Tensor]:
+        """Where the vision tokens stand ``[b, n]``, ascending, and which of these are real ``[b, n]``."""
+        vision = gather_tokens(prompt.vision, self.index)
+        if self.valid is not None:
+            vision = vision & self.valid
+        slots = (~vision).to(torch.uint8).argsort(dim=1, stable=True)[:, : self.n_vision]
+        real = torch.ones_like(slots, dtype=torch.bool) if self.uniform else vision.gather(1, slots)
+        return slots, real
+
+    def take(self, taken: Tensor, valid: Tensor | None, *, n_vision: int, uniform: bool, number_anew: bool) -> Sequence:
+        """The sequence of the columns ``taken`` ``[b, k]``, of which ``valid`` are no padding."""
+        positions, offset = gather_tokens(self.positions, taken), self.offset
+        if number_anew:
+            anew = torch.arange(taken.shape[1], device=taken.device)[None] if valid is None else renumber(valid)
+            lag = positions[:, -1] - anew[:, -1]
+            positions, offset = anew, lag if offset is None else offset + lag
+        return Sequence(index=self.index.gather(1, taken), valid=valid, positions=positions, offset=offset,
+                        n_vision=n_vision, uniform=uniform)  # fmt: skip
+
+
+@dataclass
+class Entries:
+    """How many entries one layer's cache holds now.
+
+    Attributes:
+        length: physical length, padding included.
+        padding: padded entries of each sample and head ``[b, g|1]``, or None for none.
+    """
+
+    length: int = 0
+    padding: Tensor | None = None
+
+
+@dataclass
+class Request:
+    """One prompt (a batch of samples) and what became of its tokens.
+
+    Attributes:
+        prompt: the prompt's columns.
+        images: what the vision stage knows, one item per tower call.
+        image_rows: for every image of the batch in prompt order: which item of ``images`` and which row of it.
+        images_of: how many images each sample has.
+        layers: the sequence that entered each layer.
+        entries: the cache of each layer, as it is now.
+        next_position: ``[b|1]`` position id of the next token, in the model's own numbering.
+    """
+
+    prompt: Prompt
+    images: list[Images]
+    image_rows: list[tuple[int, int]]
+    images_of: list[int]
+    layers: list[Sequence] = field(default_factory=list)
+    entries: list[Entries] = field(default_factory=list)
+    next_position: Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.long))
+
+    @property
+    def batch_size(self) -> int:
+        return self.prompt.origin.shape[0]

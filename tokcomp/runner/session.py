@@ -1,0 +1,66 @@
+"""One pipeline on one model: puts the hooks on, takes them off, keeps the trace."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from weakref import WeakSet
+
+from torch import nn
+
+from tokcomp.errors import CompatibilityError, UnsupportedError
+from tokcomp.models.adapter import find_adapter
+from tokcomp.runner.hooks import Hooks
+from tokcomp.runner.language import LanguageStage
+from tokcomp.runner.tower import VisionStage
+from tokcomp.runner.trace import Trace
+from tokcomp.stages import CachePolicy, PrefillFilter, VisionReducer
+
+__all__ = ["Session"]
+
+_ATTACHED: WeakSet[nn.Module] = WeakSet()
+
+
+class Session:
+    """Context manager that :meth:`tokcomp.Pipeline.attach` returns; entering it gives the :class:`Trace`."""
+
+    def __init__(self, model: nn.Module, vision: VisionReducer | None, prefill: PrefillFilter | None,
+                 cache: CachePolicy | None) -> None:  # fmt: skip
+        self.model = model
+        self.strategies = vision, prefill, cache
+        self.trace = Trace()
+        self._hooks: Hooks | None = None
+
+    def __enter__(self) -> Trace:
+        vision, prefill, cache = self.strategies
+        adapter = find_adapter(self.model)
+        if adapter.decoder.module in _ATTACHED:
+            raise UnsupportedError("a pipeline is attached to this model already: leave its `with` block first")
+        if adapter.tower is None and (vision is not None or prefill is not None):
+            names = " and ".join(f"{s.stage} '{s.name}'" for s in (vision, prefill) if s is not None)
+            raise CompatibilityError(
+                f"{names} act on image tokens, and {type(self.model).__name__} takes no images: use a cache policy only"
+            )
+        language = LanguageStage(adapter, vision, prefill, cache, self.trace.remember)
+        tower = None
+        if adapter.tower is not None:
+            tower = VisionStage(adapter.tower, vision, digests=language.reader.digests, encoded=language.take)
+        hooks = Hooks()
+        try:
+            if tower is not None:
+                tower.install(hooks)
+            language.install(hooks)
+        except BaseException:
+            hooks.close()
+            raise
+        self._hooks = hooks
+        _ATTACHED.add(adapter.decoder.module)
+        self._decoder = adapter.decoder.module
+        return self.trace
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._hooks is not None:
+            self._hooks.close()
+            self._hooks = None
+            _ATTACHED.discard(self._decoder)

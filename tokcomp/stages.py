@@ -1,0 +1,169 @@
+"""The three interfaces. A strategy looks at a read-only view and returns a Selection; the runner applies it.
+
+A strategy is a frozen pydantic model: its fields are its configuration. It holds no state and names no model.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from tokcomp.errors import CompatibilityError
+from tokcomp.types import CacheView, PrefillView, Selection, Signal, Site, VisionView
+
+__all__ = [
+    "CachePolicy",
+    "CompatibilityError",
+    "LayerSpec",
+    "PrefillFilter",
+    "Strategy",
+    "VisionReducer",
+    "resolve_layer",
+]
+
+LayerSpec = Annotated[
+    int | Annotated[float, Field(ge=0, lt=1)],
+    Field(description="a layer: its number from 0, negative from the end, or a share of the depth (0.25)"),
+]
+"""A layer of any model: an integer is the layer's number (negative counts from the end), a float below 1 a share of the
+depth."""
+
+
+def resolve_layer(layer: LayerSpec, depth: int, *, what: str) -> int:
+    """The number of ``layer`` in a stack of ``depth`` layers.
+
+    Raises:
+        CompatibilityError: the layer lies beyond the depth; ``what`` names the field in the message.
+    """
+    number = math.floor(layer * depth) if isinstance(layer, float) else layer + depth if layer < 0 else layer
+    if not 0 <= number < depth:
+        raise CompatibilityError(
+            f"{what}={layer} lies beyond this model's {depth} layers: give 0..{depth - 1}, a negative number that counts "
+            "from the end, or a share of the depth such as 0.25"
+        )
+    return number
+
+
+class Strategy(BaseModel, ABC):
+    """What all strategies share: frozen, validated fields; a name; declared needs."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    name: ClassVar[str] = ""
+    stage: ClassVar[str] = ""
+    needs: ClassVar[frozenset[Signal]] = frozenset()
+    paper: ClassVar[str] = ""
+    """Title, venue and arXiv id, for ``tokcomp show`` and the generated pages."""
+
+    def spec(self) -> dict[str, object]:
+        """The strategy as plain data, ``{"name": ..., fields...}``: what :class:`~tokcomp.Pipeline` takes back."""
+        return {"name": self.name, **self.model_dump(mode="json")}
+
+
+class VisionReducer(Strategy):
+    """Shortens the image's tokens inside the vision tower or around its projector.
+
+    Attributes:
+        positions: ``renumber``: survivors stand side by side in the prompt and are numbered 0, 1, 2...;
+            ``keep``: each survivor keeps the position id of the original token that it stands at.
+    """
+
+    stage: ClassVar[str] = "vision"
+    protects: ClassVar[bool] = False
+    """Whether the reducer marks key tokens."""
+
+    positions: Literal["keep", "renumber"] = Field(
+        default="renumber", description="position ids of the survivors in the language model"
+    )
+
+    @abstractmethod
+    def sites(self, depth: int) -> tuple[Site, ...]:
+        """Where the reducer acts in a tower of ``depth`` blocks, in the order of the flow."""
+
+    @abstractmethod
+    def reduce(self, view: VisionView) -> Selection:
+        """Which tokens survive at ``view.site``."""
+
+    def weighs_attention(self) -> bool:
+        """Whether the tower's later blocks add log(size) to the attention logits of merged tokens (ToMe's
+        proportional attention)."""
+        return False
+
+
+class PrefillFilter(Strategy):
+    """Drops vision tokens between the language model's layers while the prompt is processed.
+
+    Attributes:
+        positions: ``keep``: survivors keep their position ids; ``renumber``: the shortened sequence is numbered anew in
+            every layer after the cut.
+        respects_protected: key tokens that the vision stage marked are never dropped.
+    """
+
+    stage: ClassVar[str] = "prefill"
+    queries: ClassVar[Literal["last", "text"] | None] = None
+    """Whose attention rows the view holds: the last prompt token's, those of the text after the last image, or none."""
+
+    positions: Literal["keep", "renumber"] = Field(
+        default="keep", description="position ids of the survivors in the layers after the cut"
+    )
+    respects_protected: bool = Field(default=True, description="never drop the vision stage's key tokens")
+
+    @abstractmethod
+    def acts_after(self, depth: int) -> tuple[int, ...]:
+        """The layers (of ``depth``) on whose output the filter acts, ascending."""
+
+    @abstractmethod
+    def filter(self, view: PrefillView) -> Selection:
+        """Which of the vision tokens alive after ``view.layer`` go on."""
+
+
+class CachePolicy(Strategy):
+    """Shortens the key/value cache after the prefill and, if it wants to, after every decoding step.
+
+    Attributes:
+        positions: ``keep``: new tokens get their true position; ``renumber``: the position of a new token is the length
+            of that layer's cache, cached keys stay as they are (MustDrop's published code); ``rerotate``: cached keys
+            are rotated to their slot as well (StreamingLLM's paper).
+        respects_protected: entries of key tokens that the vision stage marked never leave.
+        keep_text: entries of text tokens never leave.
+    """
+
+    stage: ClassVar[str] = "cache"
+    acts_in_decoding: ClassVar[bool] = False
+    """Whether :meth:`after_step` is to be called."""
+
+    positions: Literal["keep", "renumber", "rerotate"] = Field(
+        default="keep", description="position of a new token: its true one, or the length of the layer's cache"
+    )
+    respects_protected: bool = Field(default=True, description="never evict the vision stage's key tokens")
+    keep_text: bool = Field(default=False, description="never evict the entries of text tokens")
+
+    def acts_on(self, depth: int) -> range:
+        """The layers whose cache the policy shortens."""
+        return range(depth)
+
+    def prefill_rows(self) -> int | None:
+        """How many of the last prompt rows ``view.received`` sums after the prefill; None: all of them."""
+        return None
+
+    def hides(self) -> bool:
+        """Whether what a selection leaves out stays in the cache and is only hidden from the next step (H2O's simulated
+        evaluation), instead of leaving it."""
+        return False
+
+    @abstractmethod
+    def after_prefill(self, view: CacheView) -> Selection | None:
+        """Which prompt entries stay, for all heads (``keep`` ``[b, k]``) or per head (``[b, g, k]``); None: all."""
+
+    def after_step(self, view: CacheView) -> Selection | None:
+        """Which entries stay after a decoding step whose own entry is the last one; None: all."""
+        return None
+
+    def exempt(self, view: CacheView) -> Tensor | None:
+        """Entries that must stay by the policy's fields ``[b, g, l]`` bool, or None where there is no such rule."""
+        rules = ([view.protected] if self.respects_protected else []) + ([~view.vision] if self.keep_text else [])
+        return None if not rules else rules[0] if len(rules) == 1 else rules[0] | rules[1]
