@@ -24,7 +24,24 @@ _HOMES = {
     "VisionView": "tokcomp.types",
 }
 
-__all__ = [*_HOMES, "__version__"]
+__all__ = [
+    "CACHE",
+    "PREFILL",
+    "VISION",
+    "Budget",
+    "CachePolicy",
+    "CacheView",
+    "Pipeline",
+    "PrefillFilter",
+    "PrefillView",
+    "Selection",
+    "Signal",
+    "Site",
+    "TokcompError",
+    "VisionReducer",
+    "VisionView",
+    "__version__",
+]
 
 if TYPE_CHECKING:
     from tokcomp.budget import Budget

@@ -67,16 +67,17 @@ class Selection:
         n = scores.shape[-1]
         counts = torch.full(scores.shape[:-1], k, device=scores.device) if isinstance(k, int) else k.to(scores.device)
         if protected is not None:
+            protected = protected if valid is None else protected & valid
             scores = scores.masked_fill(protected, torch.inf)
             counts = torch.maximum(counts, protected.sum(-1))
         if valid is not None:
             scores = scores.masked_fill(~valid, -torch.inf)
             counts = torch.minimum(counts, valid.sum(-1))
         uniform = isinstance(k, int) and protected is None and valid is None
-        width = min(int(k), n) if uniform else (int(counts.max()) if counts.numel() else 0)
+        fewest, width = (min(int(k), n),) * 2 if uniform else _extremes(counts)
         # A stable sort makes the lower index win among equals, on every device; topk leaves ties undefined.
         best = scores.sort(dim=-1, descending=True, stable=True).indices[..., :width]
-        if uniform:
+        if fewest == width:
             keep = best.sort(dim=-1).values if order == "position" else best
             return cls(keep=keep, ragged=False, ascending=order == "position")
         beyond = torch.arange(width, device=scores.device) >= counts[..., None]
@@ -91,10 +92,10 @@ class Selection:
     def from_mask(cls, mask: Tensor) -> Selection:
         """Keep the tokens where ``mask`` ``[..., n]`` is True, in ascending position."""
         n = mask.shape[-1]
-        width = int(mask.sum(-1).max()) if mask.numel() else 0
+        fewest, width = _extremes(mask.sum(-1))
         index = torch.arange(n, device=mask.device).expand(mask.shape)
         keep = index.masked_fill(~mask, n).sort(dim=-1).values[..., :width]
-        return cls(keep=keep.masked_fill(keep == n, -1), ascending=True)
+        return cls(keep=keep.masked_fill(keep == n, -1), ragged=fewest != width, ascending=True)
 
     @classmethod
     def merge(cls, keep: Tensor, assign: Tensor, *, weight: Tensor | None = None, protect: Tensor | None = None,
@@ -151,6 +152,14 @@ class Selection:
         home = self.assign.expand(self.keep.shape[0], -1).gather(-1, self.keep.clamp(min=0))
         if not bool(((home == slots) | (self.keep < 0)).all()):
             raise ValueError("a slot's representative in keep is not assigned to that slot")
+
+
+def _extremes(counts: Tensor) -> tuple[int, int]:
+    """Smallest and largest number, in one look at the device; 0 and 0 where there is none."""
+    if not counts.numel():
+        return 0, 0
+    smallest, largest = torch.stack(counts.aminmax()).tolist()
+    return smallest, largest
 
 
 def _integer(name: str, value: Tensor) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from tokcomp.models.adapter import TowerBlock
 
 __all__ = ["pre_norm_block"]
 
 
-def pre_norm_block(block: nn.Module) -> TowerBlock:
+def pre_norm_block(block: Any) -> TowerBlock:
     """Take a pre-norm block apart between its attention and its MLP."""
     norm1, attention, norm2, mlp = block.layer_norm1, block.self_attn, block.layer_norm2, block.mlp
 

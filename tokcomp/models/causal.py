@@ -18,7 +18,7 @@ def looks_causal(model: nn.Module) -> bool:
     return hasattr(body, "layers") and hasattr(body, "rotary_emb") and hasattr(body, "embed_tokens")
 
 
-def decoder_of(body: nn.Module) -> Decoder:
+def decoder_of(body: Any) -> Decoder:
     """The decoder of a language-model body with ``layers``, ``rotary_emb`` and ``layers[i].self_attn``.
 
     Raises:
@@ -42,9 +42,10 @@ def decoder_of(body: nn.Module) -> Decoder:
         return body.rotary_emb(hidden, position_ids=position_ids)
 
     def inv_freq() -> Tensor:
-        return body.rotary_emb.inv_freq
+        freq: Tensor = body.rotary_emb.inv_freq
+        return freq
 
-    layers: Any = body.layers
+    layers = body.layers
     return Decoder(
         module=body,
         layers=tuple(layers),

@@ -6,6 +6,7 @@ generations interleave, beams reorder it, a batch is expanded with it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -36,6 +37,9 @@ class CompressedLayer(DynamicLayer):
         kin: layers with equal ``kin`` hold the same tokens and share their masks; None where a policy went its own way.
         memory: what the policy remembers per entry, ``[b, g, m]`` each.
     """
+
+    keys: Tensor
+    values: Tensor
 
     def __init__(self, request: Request, number: int) -> None:
         super().__init__()
@@ -140,7 +144,7 @@ class CompressedLayer(DynamicLayer):
         self.kin = None
         self._note_entries()
 
-    def _each_row(self, change: Any) -> None:
+    def _each_row(self, change: Callable[[Tensor], Tensor]) -> None:
         self.keys, self.values = change(self.keys), change(self.values)
         for name in ("valid", "index", "offset", "phase", "visible", "rows"):
             value = getattr(self, name)

@@ -62,7 +62,7 @@ class Hooks:
         """Set ``forward`` on this instance; the class is never touched."""
         had = "forward" in vars(module)
         before = vars(module).get("forward")
-        module.forward = forward  # type: ignore[method-assign]
+        module.forward = forward
         self._stack.callback(lambda: setattr(module, "forward", before) if had else delattr(module, "forward"))
 
     def observe(self, attention: nn.Module, observer: AttentionObserver) -> None:

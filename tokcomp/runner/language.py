@@ -28,6 +28,9 @@ from tokcomp.stages import CachePolicy, PrefillFilter, VisionReducer
 
 __all__ = ["LanguageStage"]
 
+_MARK = "_tokcomp_images"
+"""Attribute of an encoder output that names the session and the images it belongs to."""
+
 
 class LanguageStage:
     """Hooks of the decoder; state of a forward pass is per thread, state of a request lives in its cache."""
@@ -89,6 +92,17 @@ class LanguageStage:
     def _before_multimodal(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = _by_name(module, args, kwargs)
         self._local.mask = self.reader.placeholders(given.get("input_ids"), given.get("inputs_embeds"))
+        encoded = (given.get("mm_encoder_outputs") or {}).get("image")
+        if encoded is None:
+            return
+        # generate() encodes the images first and hands the features on, once or (without a cache) at every step.
+        owner, images = getattr(encoded, _MARK, (None, None))
+        if owner is None:
+            owner, images = self, list(self._pending)
+            setattr(encoded, _MARK, (owner, images))
+        if self.active and (owner is not self or not images):
+            raise UnsupportedError("these image features were encoded outside this `with` block: encode them inside it")
+        self._local.pending = list(images or [])
 
     def _before_decoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._local.run = None

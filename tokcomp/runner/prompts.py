@@ -32,7 +32,8 @@ class PromptReader:
     def placeholders(self, input_ids: Tensor | None, embeds: Tensor | None) -> Tensor | None:
         """Image placeholders ``[b, l]`` of what the multimodal model was called with."""
         if input_ids is not None:
-            return input_ids == self.adapter.image_token_id
+            token_id: Any = self.adapter.image_token_id
+            return input_ids.eq(token_id)
         if embeds is None or self.adapter.embed is None:
             return None
         token = torch.tensor(self.adapter.image_token_id, device=embeds.device)
@@ -101,6 +102,9 @@ class PromptReader:
         for name in ("inputs_embeds", "input_ids"):
             if kwargs.get(name) is not None:
                 kwargs[name] = gather_tokens(kwargs[name], taken)
+        if valid is not None and kwargs.get("inputs_embeds") is not None:
+            # Padding is made of dropped columns, which hold NaN: masked or not, a NaN value would spread.
+            kwargs["inputs_embeds"] = kwargs["inputs_embeds"].masked_fill(~valid[..., None], 0.0)
         kwargs["position_ids"] = sequence.positions
         # Every layer gets a mask of its own; a 4-D one is what keeps the model from building one here.
         kwargs["attention_mask"] = torch.zeros(1, 1, 1, 1, device=taken.device)

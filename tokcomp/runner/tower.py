@@ -36,10 +36,12 @@ class VisionStage:
                  encoded: Callable[[Images], None]) -> None:  # fmt: skip
         self.tower, self.reducer, self.encoded = tower, reducer, encoded
         self.digests = digests or (reducer is not None and Signal.DIGEST in reducer.needs)
-        self.sites: dict[Site, bool] = {}
+        self.sites: tuple[Site, ...] = ()
         if reducer is not None:
-            self.sites = dict.fromkeys(reducer.sites(len(tower.blocks)), True)
+            self.sites = reducer.sites(len(tower.blocks))
             self._refuse_unmet(reducer)
+            # Merging in the middle of a block past the feature layer would change nothing that anybody sees.
+            self.sites = tuple(site for site in self.sites if site.kind != "mid" or not self._is_late(site))
         self._local = threading.local()
 
     def _refuse_unmet(self, reducer: VisionReducer) -> None:
@@ -247,7 +249,7 @@ class VisionStage:
 
     def _is_late(self, site: Site) -> bool:
         last = self.tower.feature_block
-        return site.kind == "block" and site.layer is not None and last is not None and site.layer > last
+        return site.layer is not None and last is not None and site.layer > last
 
     def _after_projector(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor

@@ -1,0 +1,221 @@
+"""The read-only views that strategies get of each stage. Notation: see :mod:`tokcomp.types`."""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokcomp.signals import Signal, Site, UndeclaredSignalError
+
+__all__ = ["CacheView", "PrefillView", "VisionView"]
+
+
+def _declared(value: Any, signal: Signal) -> Any:
+    if value is None:
+        raise UndeclaredSignalError(signal)
+    return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionView:
+    """What a :class:`~tokcomp.VisionReducer` sees of a batch of images at one site.
+
+    Attributes:
+        site: where in the vision stage this is.
+        depth: number of blocks of the tower.
+        tokens: patch tokens ``[b, n, d]``, prefix tokens (CLS) left out.
+        valid: ``[b, n]``, False where a row is padding of a ragged batch.
+        sizes: how many original patches each token stands for ``[b, n]`` float.
+        origin: index of the original patch that each token stands at ``[b, n]``, raster order.
+        protected: key tokens marked so far ``[b, n]`` bool.
+        grid: rows and columns of the original patch grid.
+        n_prefix: prefix tokens (CLS, registers) that stand before the patches in the tower.
+    """
+
+    site: Site
+    depth: int
+    tokens: Tensor
+    valid: Tensor
+    sizes: Tensor
+    origin: Tensor
+    protected: Tensor
+    grid: tuple[int, int]
+    n_prefix: int = 0
+    _keys: Tensor | None = field(default=None, repr=False)
+    _prefix_keys: Tensor | None = field(default=None, repr=False)
+    _cls_attention: Tensor | None = field(default=None, repr=False)
+    _digest: Tensor | None = field(default=None, repr=False)
+
+    @property
+    def batch_size(self) -> int:
+        return self.tokens.shape[0]
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of the longest row (rows of a ragged batch may have fewer, see ``counts``)."""
+        return self.tokens.shape[1]
+
+    @property
+    def counts(self) -> Tensor:
+        """Tokens of each row ``[b]``."""
+        return self.valid.sum(dim=1)
+
+    @property
+    def device(self) -> torch.device:
+        return self.tokens.device
+
+    @property
+    def keys(self) -> Tensor:
+        """Attention keys of the block that the site belongs to, mean over heads ``[b, n, d_head]``."""
+        return _declared(self._keys, Signal.KEYS)
+
+    @property
+    def cls_attention(self) -> Tensor:
+        """Attention row of the CLS token over the patches ``[b, h, n]``, softmax in float32 over all keys (the CLS
+        column is left out without renormalising); 0 for padding."""
+        return _declared(self._cls_attention, Signal.CLS_ATTENTION)
+
+    @property
+    def digest(self) -> Tensor:
+        """An integer per image that depends on its pixels only ``[b]``: the seed of per-image randomness that does not
+        depend on the neighbours in a batch."""
+        return _declared(self._digest, Signal.DIGEST)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrefillView:
+    """What a :class:`~tokcomp.PrefillFilter` sees after one language-model layer.
+
+    Attributes:
+        layer: the layer that has just run. ``depth``: number of layers.
+        tokens: hidden states of the vision tokens still alive ``[b, n, d]``, prompt order.
+        valid: ``[b, n]``, False where a row is padding of a ragged batch.
+        sizes: original patches that each token stands for ``[b, n]`` float.
+        origin: index of each token among the prompt's image placeholders ``[b, n]``.
+        image: which image of the prompt each token belongs to ``[b, n]``, from 0.
+        protected: key tokens ``[b, n]`` bool.
+        initial: vision tokens of each sample when the prefill began ``[b]``.
+    """
+
+    layer: int
+    depth: int
+    tokens: Tensor
+    valid: Tensor
+    sizes: Tensor
+    origin: Tensor
+    image: Tensor
+    protected: Tensor
+    initial: Tensor
+    _attention: Tensor | None = field(default=None, repr=False)
+    _rows: Tensor | None = field(default=None, repr=False)
+    _keys: Tensor | None = field(default=None, repr=False)
+    _digest: Tensor | None = field(default=None, repr=False)
+
+    @property
+    def batch_size(self) -> int:
+        return self.tokens.shape[0]
+
+    @property
+    def n_tokens(self) -> int:
+        """Vision tokens of the longest row."""
+        return self.tokens.shape[1]
+
+    @property
+    def counts(self) -> Tensor:
+        """Vision tokens of each row ``[b]``."""
+        return self.valid.sum(dim=1)
+
+    @property
+    def device(self) -> torch.device:
+        return self.tokens.device
+
+    @property
+    def attention(self) -> Tensor:
+        """Attention of the query rows over the vision tokens ``[b, h, t, n]``: softmax in float32 over the whole
+        sequence, vision columns not renormalised; 0 for padded rows and columns. The rows are the last prompt token or
+        the text tokens after the last image, by the filter's ``queries``."""
+        return _declared(self._attention, Signal.QUERY_ATTENTION)
+
+    @property
+    def rows(self) -> Tensor:
+        """Which query rows of ``attention`` are real ``[b, t]`` bool."""
+        return _declared(self._rows, Signal.QUERY_ATTENTION)
+
+    @property
+    def keys(self) -> Tensor:
+        """Rotated attention keys of the vision tokens ``[b, g, n, d_head]``."""
+        return _declared(self._keys, Signal.KEYS)
+
+    @property
+    def digest(self) -> Tensor:
+        """An integer per sample that depends on its image pixels and prompt tokens only ``[b]``."""
+        return _declared(self._digest, Signal.DIGEST)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheView:
+    """What a :class:`~tokcomp.CachePolicy` sees of one layer's key/value cache.
+
+    Attributes:
+        layer: the layer. ``depth``: number of layers.
+        keys, values: cached entries ``[b, g, l, d_head]``, keys rotated.
+        valid: ``[b, g, l]``, False for padding.
+        index: position of each entry in the uncompressed sequence ``[b, g, l]``, ascending, -1 for padding.
+        vision: entries of vision tokens ``[b, g, l]`` bool.
+        protected: entries of key tokens ``[b, g, l]`` bool.
+        prompt: tokens of each sample's prompt, vision tokens included, before compression ``[b]``.
+        memory: tensors ``[b, g, l]`` that the policy wants back at the next step. The runner keeps one mapping per
+            request and layer, appends zeros for new entries, drops what leaves the cache and follows beams.
+    """
+
+    layer: int
+    depth: int
+    keys: Tensor
+    values: Tensor
+    valid: Tensor
+    index: Tensor
+    vision: Tensor
+    protected: Tensor
+    prompt: Tensor
+    memory: MutableMapping[str, Tensor]
+    _received: Tensor | None = field(default=None, repr=False)
+    _final: Tensor | None = field(default=None, repr=False)
+    _digest: Tensor | None = field(default=None, repr=False)
+
+    @property
+    def batch_size(self) -> int:
+        return self.keys.shape[0]
+
+    @property
+    def n_entries(self) -> int:
+        """Entries of the longest row."""
+        return self.keys.shape[2]
+
+    @property
+    def counts(self) -> Tensor:
+        """Valid entries of each sample and head ``[b, g]``."""
+        return self.valid.sum(dim=2)
+
+    @property
+    def device(self) -> torch.device:
+        return self.keys.device
+
+    @property
+    def received(self) -> Tensor:
+        """Attention that each entry received from the queries of this forward pass, summed over rows and over the query
+        heads of its group ``[b, g, l]`` float32: all prompt rows after the prefill, the new token's row in decoding."""
+        return _declared(self._received, Signal.RECEIVED_ATTENTION)
+
+    @property
+    def final(self) -> Tensor:
+        """Entries whose token was still alive after the last layer of the prefill ``[b, g, l]`` bool."""
+        return _declared(self._final, Signal.FINAL_TOKENS)
+
+    @property
+    def digest(self) -> Tensor:
+        """An integer per sample that depends on its image pixels and prompt tokens only ``[b]``."""
+        return _declared(self._digest, Signal.DIGEST)
