@@ -12,6 +12,7 @@ import torch
 from tokcomp.types import debug_checks
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+torch.set_num_threads(1)
 
 GOLDEN = Path(os.environ.get("TOKCOMP_GOLDEN", Path(__file__).parent / "golden"))
 

@@ -71,6 +71,22 @@ def test_generate_goes_on_from_a_compressed_cache_with_the_whole_conversation() 
     assert cache.layers[-1].keys.shape[2] == 10 + 5 + 4 + 4 + 3
 
 
+def test_the_record_tells_what_every_step_read() -> None:
+    model = llava(sharp=2.0)
+    with Pipeline(cache={"name": "h2o", "heavy_tokens": 20, "recent_tokens": 10}).attach(model) as trace:
+        generate(model, 4, **inputs())
+    # The prompt's 46 entries go down to 30; every step reads those and its own.
+    assert trace.last.decode_lengths == (((31,),) * 8,) * 3
+    assert trace.last.cache_lengths == (30,) * 8
+    assert trace.last.tower_tokens == ((37,),) * 5
+    assert trace.last.projector_tokens == (36,)
+    with Pipeline("uniform").attach(model) as trace:
+        generate(model, 4, **inputs())
+    assert trace.last.decode_lengths is None
+    assert trace.last.projector_tokens == (9,)
+    assert trace.last.cache_lengths == (10 + 9 + 3,) * 8
+
+
 def test_two_interleaved_requests_do_not_meet() -> None:
     model = llava(sharp=2.0)
     one, two = inputs(), {"input_ids": prompt(36, 7, 4, seed=2), "pixel_values": pixels(seed=4)}

@@ -62,12 +62,16 @@ class CompressedLayer(DynamicLayer):
         keys, values = super().update(key_states, value_states, *args, **kwargs)
         fresh = key_states.shape[-2]
         # In the prefill a layer sees what is left of the prompt, but has "seen" all of it.
+        later = self.arriving is None
         self.seen += fresh if self.arriving is None else self.arriving
         self.arriving = None
         if self.valid is not None and self.valid.shape[-1] < keys.shape[-2]:
             ones = self.valid.new_ones(*self.valid.shape[:-1], fresh)
             self.valid = torch.cat([self.valid, ones], dim=-1)
         self._note_entries()
+        if later and self.request.reads is not None:
+            padding = None if self.valid is None else (~self.valid).sum(dim=2).double().mean(dim=1)
+            self.request.reads[self.number].append((self.length, padding))
         return keys, values
 
     def get_seq_length(self) -> int:
@@ -159,8 +163,8 @@ class CompressedLayer(DynamicLayer):
         self.request.entries[self.number] = Entries(self.length, padding)
 
 
-def adopt(cache: Any, request: Request, depth: int) -> None:
-    """Give an empty cache compressed layers.
+def adopt(cache: Any, request: Request, depth: int, *, note_reads: bool) -> None:
+    """Give an empty cache compressed layers; ``note_reads``: let the request note what every later pass reads.
 
     Raises:
         UnsupportedError: the cache is of a kind whose layers cannot have lengths of their own.
@@ -173,6 +177,7 @@ def adopt(cache: Any, request: Request, depth: int) -> None:
             "have different lengths. Use the default dynamic cache (no cache_implementation, no StaticCache)"
         )
     request.entries = [Entries() for _ in range(depth)]
+    request.reads = [[] for _ in range(depth)] if note_reads else None
     cache.layers = [CompressedLayer(request, number) for number in range(depth)]
 
 

@@ -28,6 +28,7 @@ class Images:
         touched: a reducer changed the sequence.
         history: after each site that shortened the sequence: the site and ``source`` as it was then.
         block_tokens: per tower block, the tokens of each image that enter it ``[i]`` (prefix included), or one number.
+        projected_tokens: tokens of each image that the projector computes ``[i]``, or one number.
         digest: integer per image that depends on its pixels only ``[i]``, or None where nobody needs it.
     """
 
@@ -41,6 +42,7 @@ class Images:
     touched: bool = False
     history: list[tuple[Site, Tensor]] = field(default_factory=list)
     block_tokens: list[Tensor | int] = field(default_factory=list)
+    projected_tokens: Tensor | int = 0
     digest: Tensor | None = None
 
     @classmethod

@@ -137,7 +137,8 @@ class LanguageStage:
         if cache is None and self._wants_cache(kwargs):
             cache = DynamicCache(config=self.decoder.config)
         if cache is not None:
-            adopt(cache, request, len(self.decoder.layers))
+            acts = self.evictor is not None and self.evictor.policy.acts_in_decoding
+            adopt(cache, request, len(self.decoder.layers), note_reads=acts)
         sequence, kwargs, changed = self.reader.first_sequence(request, mask, {**kwargs, "past_key_values": cache})
         self._local.run = Pass(self.decoder, request, True, sequence.positions, sequence=sequence, changed=changed)
         return kwargs

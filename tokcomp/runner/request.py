@@ -114,6 +114,8 @@ class Request:
         images_of: how many images each sample has.
         layers: the sequence that entered each layer.
         entries: the cache of each layer, as it is now.
+        reads: per layer and later pass, the entries that its attention read: physical length, and padded entries of each
+            sample ``[b]`` or None for none. Kept only where a policy acts in decoding; elsewhere lengths just grow.
         next_position: ``[b|1]`` position id of the next token, in the model's own numbering.
     """
 
@@ -123,6 +125,7 @@ class Request:
     images_of: list[int]
     layers: list[Sequence] = field(default_factory=list)
     entries: list[Entries] = field(default_factory=list)
+    reads: list[list[tuple[int, Tensor | None]]] | None = None
     next_position: Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.long))
 
     @property

@@ -171,6 +171,7 @@ class VisionStage:
     def _after_projector(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
         encoding = self._encoding
         images = encoding.images
+        images.projected_tokens = images.counts() if images.touched else images.n_patches
         if Site.projected() in self.sites:
             output = encoding.act(Site.projected(), output)
         real = output if images.uniform else output.masked_fill(~images.valid[..., None], 0.0)

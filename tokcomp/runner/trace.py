@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from tokcomp.runner.request import Request
@@ -138,14 +137,10 @@ class Record:
     def cache_lengths(self) -> tuple[PerSample, ...]:
         """Key/value entries that each layer holds now, text included, padding not; where heads hold different numbers,
         their mean."""
-        lengths = []
-        for entry in self._request.entries:
-            if entry.padding is None:
-                lengths.append(PerSample([entry.length] * self.batch_size))
-            else:
-                counts = entry.length - entry.padding.sum(dim=2).double().mean(dim=1)
-                lengths.append(PerSample(int(c) if c == int(c) else c for c in counts.tolist()))
-        return tuple(lengths)
+        return tuple(
+            self._lengths(entry.length, None if entry.padding is None else entry.padding.sum(dim=2).double().mean(dim=1))
+            for entry in self._request.entries
+        )
 
     @cached_property
     def kept(self) -> tuple[PerSample, ...]:
@@ -168,16 +163,40 @@ class Record:
         return PerSample(origin[mask].cpu() for origin, mask in rows)
 
     @property
-    def tower_tokens(self) -> tuple[Tensor, ...]:
-        """Per tower block, the tokens of every image of the batch that enter it, prefix included: one 1-D tensor per
-        block, images in prompt order."""
+    def images_of(self) -> tuple[int, ...]:
+        """Images of each sample."""
+        return tuple(self._request.images_of)
+
+    @cached_property
+    def tower_tokens(self) -> tuple[tuple[int, ...], ...]:
+        """Per tower block, the tokens of every image of the batch that enter it, prefix included; images in prompt order."""
         request = self._request
         blocks = len(request.images[0].block_tokens) if request.images else 0
-        columns = []
-        for block in range(blocks):
-            counts = [_row(request.images[call].block_tokens[block], row) for call, row in request.image_rows]
-            columns.append(torch.tensor(counts))
-        return tuple(columns)
+        return tuple(
+            tuple(_row(request.images[call].block_tokens[block], row) for call, row in request.image_rows)
+            for block in range(blocks)
+        )
+
+    @cached_property
+    def projector_tokens(self) -> tuple[int, ...]:
+        """Tokens of every image that the projector computes."""
+        request = self._request
+        return tuple(_row(request.images[call].projected_tokens, row) for call, row in request.image_rows)
+
+    @property
+    def decode_lengths(self) -> tuple[tuple[PerSample, ...], ...] | None:
+        """Per pass after the prefill and layer, the entries that its attention read, its own included; None where no policy
+        acts in decoding, so that lengths just grow by one."""
+        reads = self._request.reads
+        if reads is None:
+            return None
+        return tuple(tuple(self._lengths(*read) for read in step) for step in zip(*reads, strict=True))
+
+    def _lengths(self, length: int, padding: Tensor | None) -> PerSample:
+        if padding is None:
+            return PerSample([length] * self.batch_size)
+        counts = (length - padding).tolist()
+        return PerSample(int(count) if count == int(count) else count for count in counts)
 
     @cached_property
     def fate(self) -> PerSample:

@@ -1,0 +1,92 @@
+"""What a compressed run computes that the unmodified model does not, and what it leaves out.
+
+Both follow the runner. Tower blocks behind the last one that anybody needs do not run; of a block behind the feature
+layer at which a reducer acts, only the attention runs. Attention scores are computed once more, queries times keys, for
+the layers where a strategy wants to see them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tokcomp.measure.shape import ModelShape
+from tokcomp.measure.workload import ImageWork, ScoreWork, require_tower
+from tokcomp.stages import CachePolicy, PrefillFilter, VisionReducer
+from tokcomp.types import Signal
+
+__all__ = ["blocks_run", "filter_scores", "image_work", "policy_scores", "reducer_scores"]
+
+
+def blocks_run(shape: ModelShape, reducer: VisionReducer | None) -> int:
+    """Number of tower blocks that run, from the first one on: all without a reducer or where features are mixed."""
+    depth = require_tower(shape).blocks
+    if reducer is None or shape.feature_block is None:
+        return depth
+    return 1 + max(shape.feature_block, *(site.layer or 0 for site in reducer.sites(depth)))
+
+
+def image_work(shape: ModelShape, reducer: VisionReducer | None, entering: Sequence[float],
+               projector_tokens: float) -> ImageWork:  # fmt: skip
+    """The work of one image from the tokens that enter each block.
+
+    A reducer between attention and MLP shortens the MLP of its own block: it computes what enters the next block.
+
+    Args:
+        shape: the model.
+        reducer: the vision strategy.
+        entering: tokens that enter each tower block and, last, those that leave the last one; prefix included.
+        projector_tokens: tokens that the projector computes.
+    """
+    tower = require_tower(shape)
+    ran = blocks_run(shape, reducer)
+    middle = (
+        {site.layer for site in reducer.sites(tower.blocks) if site.kind == "mid"} if reducer is not None else set()
+    )
+    mlp = [entering[block + 1] if block in middle else entering[block] for block in range(ran)]
+    if reducer is not None and shape.feature_block is not None:
+        mlp[shape.feature_block + 1 :] = [0] * (ran - shape.feature_block - 1)
+    return ImageWork(
+        patches=entering[0] - tower.prefix,
+        tower_tokens=tuple(entering[:ran]),
+        mlp_tokens=None if mlp == list(entering[:ran]) else tuple(mlp),
+        pooled=entering[-1],
+        projector_tokens=projector_tokens,
+    )
+
+
+def reducer_scores(
+    shape: ModelShape, reducer: VisionReducer | None, entering: Sequence[float]
+) -> tuple[ScoreWork, ...]:
+    """The CLS rows of one image: one row in every block at which a reducer that wants them acts."""
+    if reducer is None or Signal.CLS_ATTENTION not in reducer.needs:
+        return ()
+    sites = reducer.sites(require_tower(shape).blocks)
+    blocks = {shape.feature_block if site.layer is None else site.layer for site in sites}
+    return tuple(
+        ScoreWork(part="tower", rows=1, keys=entering[block]) for block in sorted(b for b in blocks if b is not None)
+    )
+
+
+def filter_scores(
+    strategy: PrefillFilter | None, layer_tokens: Sequence[float], text_rows: float
+) -> tuple[ScoreWork, ...]:
+    """The query rows (the last token's, or those of the text after the image) in every layer after which a filter acts."""
+    if strategy is None or Signal.QUERY_ATTENTION not in strategy.needs or strategy.queries is None:
+        return ()
+    rows = 1 if strategy.queries == "last" else text_rows
+    acting = strategy.acts_after(len(layer_tokens))
+    return tuple(ScoreWork(part="language", rows=rows, keys=layer_tokens[layer]) for layer in acting)
+
+
+def policy_scores(policy: CachePolicy | None, layer_tokens: Sequence[float],
+                  decode_lengths: Sequence[Sequence[float]]) -> tuple[ScoreWork, ...]:  # fmt: skip
+    """Prompt rows (all, or the last few) and, for a policy that acts in decoding, every step's row."""
+    if policy is None or Signal.RECEIVED_ATTENTION not in policy.needs:
+        return ()
+    acting = policy.acts_on(len(layer_tokens))
+    most = policy.prefill_rows()
+    prefill = [(layer_tokens[layer] if most is None else min(most, layer_tokens[layer]), layer) for layer in acting]
+    scores = [ScoreWork(part="language", rows=rows, keys=layer_tokens[layer]) for rows, layer in prefill]
+    if policy.acts_in_decoding:
+        scores += [ScoreWork(part="language", rows=1, keys=step[layer]) for step in decode_lengths for layer in acting]
+    return tuple(scores)
