@@ -135,18 +135,17 @@ def build_strategy(stage: str, spec: StrategySpec) -> Any:
 def explain(stage: str, cls: type[Strategy], error: ValidationError) -> str:
     """One line that says what is wrong with the fields of a strategy and what it takes."""
     known = tuple(cls.model_fields)
-    lines = []
+    lines: dict[str, str] = {}  # by field: where several types are allowed, pydantic tells of each, and the first is enough
     for problem in error.errors():
         field = str(problem["loc"][0]) if problem["loc"] else ""
         if problem["type"] == "extra_forbidden":
-            lines.append(
-                f"'{field}' is not a setting of {stage} '{cls.name}'{suggest(field, known)} it takes: {', '.join(known)}"
-            )
+            line = f"'{field}' is not a setting of {stage} '{cls.name}'{suggest(field, known)} it takes: {', '.join(known)}"
         elif not field:
-            lines.append(f"{stage} '{cls.name}': {_plain(problem['msg'])}")
+            line = f"{stage} '{cls.name}': {_plain(problem['msg'])}"
         else:
-            lines.append(f"{stage}.{cls.name}.{field}={problem['input']!r}: {_plain(problem['msg'])}")
-    return "; ".join(dict.fromkeys(lines))
+            line = f"{stage}.{cls.name}.{field}={problem['input']!r}: {_plain(problem['msg'])}"
+        lines.setdefault(field, line)
+    return "; ".join(lines.values())
 
 
 def _plain(message: str) -> str:

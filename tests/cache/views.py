@@ -1,0 +1,172 @@
+"""Views of random caches for the tests of the cache stage, and a cache that applies what a policy selects."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import MutableMapping, Sequence
+
+import torch
+from torch import Tensor
+
+from tokcomp import CachePolicy, CacheView, Selection, Signal
+from tokcomp.ops.scores import attention_rows, column_sums
+
+HEADS, WIDTH = 2, 4
+
+
+def random_view(
+    counts: Sequence[int],
+    *,
+    policy: CachePolicy | None = None,
+    layer: int = 3,
+    depth: int = 8,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    protected: float = 0.0,
+    per_head: bool = False,
+    heads: int = HEADS,
+) -> CacheView:
+    """A batch of caches with ``counts`` entries each; padding stands anywhere and holds what a careless policy would trip
+    over.
+
+    Args:
+        policy: gets the signals that it declares, and no others; None: all of them.
+        protected: share of the vision entries that are marked.
+        per_head: every head holds entries of its own, as after a step of a per-head policy.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    b, n = len(counts), max(counts)
+    shape = (b, heads, n)
+    valid, index = torch.zeros(shape, dtype=torch.bool), torch.full(shape, -1)
+    for row, count in enumerate(counts):
+        for head in range(heads):
+            if head == 0 or per_head:
+                columns = torch.randperm(n, generator=generator)[:count].sort().values
+                entries = torch.randperm(count + 5, generator=generator)[:count].sort().values
+            valid[row, head, columns] = True
+            index[row, head, columns] = entries
+    vision = valid & (index >= 2) & (index < torch.tensor(counts)[:, None, None] * 3 // 4)
+    marks, alive = (_by_index(torch.rand(b, n + 5, generator=generator), index) for _ in range(2))
+    received = torch.rand(shape, generator=generator).masked_fill(~valid, 0.0)
+    needs = frozenset(Signal) if policy is None else policy.needs
+    filler = ~valid[..., None]
+    return CacheView(
+        layer=layer,
+        depth=depth,
+        keys=torch.randn(*shape, WIDTH, generator=generator).masked_fill(filler, 1e4).to(dtype),
+        values=torch.randn(*shape, WIDTH, generator=generator).masked_fill(filler, 1e4).to(dtype),
+        valid=valid,
+        index=index,
+        vision=vision,
+        protected=vision & (marks < protected),
+        prompt=torch.tensor(counts),
+        memory={},
+        _received=received if Signal.RECEIVED_ATTENTION in needs else None,
+        _final=valid & vision & (alive < 0.6) if Signal.FINAL_TOKENS in needs else None,
+        _digest=torch.randint(-(2**62), 2**62, (b,), generator=generator) if Signal.DIGEST in needs else None,
+    )
+
+
+def _by_index(values: Tensor, index: Tensor) -> Tensor:
+    return values.gather(1, index.clamp(min=0).flatten(1)).view(index.shape)
+
+
+def tensor_fields(view: CacheView) -> dict[str, Tensor]:
+    """All tensors of a view by field name."""
+    values = {field.name: getattr(view, field.name) for field in dataclasses.fields(view)}
+    return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
+
+def alone(view: CacheView, row: int) -> CacheView:
+    """One sample of a batch (with one set of columns for all heads) as it would come without the others."""
+    valid, parts = view.valid[row, 0], {}
+    for name, value in tensor_fields(view).items():
+        part = value[row : row + 1]
+        parts[name] = (part if name in ("_digest", "prompt") else part[:, :, valid]).clone()
+    return dataclasses.replace(view, **parts, memory={})
+
+
+def kept(selection: Selection | None, view: CacheView, row: int) -> list[list[int]]:
+    """The entries that one sample keeps in every head, as positions in the uncompressed sequence."""
+    index, valid = view.index[row], view.valid[row]
+    if selection is None:
+        return [index[head, valid[head]].tolist() for head in range(len(index))]
+    keep = selection.keep if selection.keep.dim() == 3 else selection.keep[:, None].expand(-1, len(index), -1)
+    return [index[head, keep[row, head][keep[row, head] >= 0]].tolist() for head in range(len(index))]
+
+
+class Layer:
+    """One layer's cache without padding: appends, attends, and applies a policy, in the order of a decoding step."""
+
+    def __init__(self, policy: CachePolicy, batch: int, heads: int, width: int) -> None:
+        self.policy = policy
+        self.keys = self.values = torch.zeros(batch, heads, 0, width)
+        self.index = torch.zeros(batch, heads, 0, dtype=torch.long)
+        self.memory: MutableMapping[str, Tensor] = {}
+        self.prompt = 0
+        self.visible: Tensor | None = None
+
+    def append(self, keys: Tensor, values: Tensor) -> None:
+        """Add the entries of the next tokens."""
+        fresh = torch.arange(keys.shape[2]) + (int(self.index.max()) + 1 if self.index.numel() else 0)
+        self.index = torch.cat([self.index, fresh.expand(*self.index.shape[:2], -1)], dim=2)
+        self.keys, self.values = torch.cat([self.keys, keys], 2), torch.cat([self.values, values], 2)
+
+    def attend(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Append ``keys`` and ``values``, attend with ``query`` (one row, or the prompt's), act; the last row's output
+        before the eviction."""
+        self.append(keys, values)
+        t = keys.shape[2]
+        scale = query.shape[-1] ** -0.5
+        group = query.shape[1] // self.keys.shape[1]
+        mask = None
+        if self.visible is not None:
+            mask = torch.cat([self.visible, torch.ones_like(self.visible[..., :t])], dim=-1)
+            mask = mask.repeat_interleave(group, dim=1)[:, :, None]
+        if self.prompt == 0:
+            received = column_sums(query, self.keys, scale=scale, causal=True)
+        rows = attention_rows(query[:, :, -1:], self.keys, scale=scale, mask=mask)
+        if self.prompt > 0:
+            received = rows.unflatten(1, (-1, group)).sum(dim=(2, 3))
+        output = rows @ self.values.repeat_interleave(group, dim=1)
+        self.act(received, first=self.prompt == 0)
+        return output
+
+    def act(self, received: Tensor, *, first: bool) -> None:
+        """Show the policy the cache and apply what it selects."""
+        length = self.index.shape[2]
+        if first:
+            self.prompt = length
+        for name, value in self.memory.items():
+            self.memory[name] = torch.cat([value, value.new_zeros(*value.shape[:2], length - value.shape[2])], dim=2)
+        none = torch.zeros(self.index.shape, dtype=torch.bool)
+        view = CacheView(
+            layer=0,
+            depth=1,
+            keys=self.keys,
+            values=self.values,
+            valid=~none,
+            index=self.index,
+            vision=none,
+            protected=none,
+            prompt=torch.full(self.index.shape[:1], self.prompt),
+            memory=self.memory,
+            _received=received if Signal.RECEIVED_ATTENTION in self.policy.needs else None,
+        )
+        self._apply(self.policy.after_prefill(view) if first else self.policy.after_step(view))
+
+    def _apply(self, selection: Selection | None) -> None:
+        self.visible = None
+        if selection is None:
+            return
+        selection.check(self.index.shape[2])
+        keep = selection.keep if selection.keep.dim() == 3 else selection.keep[:, None]
+        keep = keep.expand(*self.index.shape[:2], -1)
+        assert bool((keep >= 0).all())
+        if self.policy.hides():
+            self.visible = torch.zeros(self.index.shape, dtype=torch.bool).scatter(2, keep, True)
+            return
+        wide = keep[..., None].expand(-1, -1, -1, self.keys.shape[3])
+        self.keys, self.values = self.keys.gather(2, wide), self.values.gather(2, wide)
+        self.index = self.index.gather(2, keep)
+        self.memory = {name: value.gather(2, keep) for name, value in self.memory.items()}

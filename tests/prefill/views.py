@@ -1,0 +1,95 @@
+"""Views of random prompts for the tests of the prefill stage."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from tokcomp import PrefillFilter, PrefillView, Selection, Signal
+
+HEADS, KV_HEADS, WIDTH, HEAD_WIDTH = 4, 2, 8, 4
+
+
+def random_view(
+    counts: Sequence[int],
+    *,
+    filter: PrefillFilter | None = None,
+    rows: Sequence[int] | None = None,
+    layer: int = 1,
+    depth: int = 8,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    protected: float = 0.0,
+) -> PrefillView:
+    """A batch of samples with ``counts`` vision tokens each; padding stands anywhere and holds what a careless filter
+    would trip over.
+
+    Args:
+        filter: gets the query rows and the signals that it declares, and no others; None: text rows and all signals.
+        rows: real text rows of each sample; they are right-aligned.
+        protected: share of the tokens that are marked.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    b, n = len(counts), max(counts)
+    valid = torch.zeros(b, n, dtype=torch.bool)
+    origin = torch.zeros(b, n, dtype=torch.long)
+    for row, count in enumerate(counts):
+        columns = torch.randperm(n, generator=generator)[:count].sort().values
+        valid[row, columns] = True
+        origin[row, columns] = torch.randperm(3 * count + 2, generator=generator)[:count].sort().values
+    last = filter is not None and filter.queries == "last"
+    heights = torch.tensor([1] * b if last else rows or [3 + row for row in range(b)])
+    t = int(heights.max())
+    real = torch.arange(t) >= t - heights[:, None]
+    attention = (3 * torch.randn(b, HEADS, t, n, generator=generator)).masked_fill(~valid[:, None, None], -1e9)
+    attention = 0.7 * attention.softmax(dim=-1) * (real[:, None, :, None] & valid[:, None, None])
+    needs = frozenset(Signal) if filter is None else filter.needs
+    asked = Signal.QUERY_ATTENTION in needs
+    filler = ~valid[..., None]
+    return PrefillView(
+        layer=layer,
+        depth=depth,
+        tokens=torch.randn(b, n, WIDTH, generator=generator).masked_fill(filler, 1e4).to(dtype),
+        valid=valid,
+        sizes=torch.ones(b, n),
+        origin=origin,
+        image=torch.zeros(b, n, dtype=torch.long),
+        protected=(torch.rand(b, n, generator=generator) < protected) & valid,
+        initial=torch.tensor(counts) + 3,
+        _attention=attention if asked else None,
+        _rows=real if asked else None,
+        _keys=torch.randn(b, KV_HEADS, n, HEAD_WIDTH, generator=generator).to(dtype) if Signal.KEYS in needs else None,
+        _digest=torch.randint(-(2**62), 2**62, (b,), generator=generator) if Signal.DIGEST in needs else None,
+    )
+
+
+def tensor_fields(view: PrefillView) -> dict[str, Tensor]:
+    """All tensors of a view by field name."""
+    values = {field.name: getattr(view, field.name) for field in dataclasses.fields(view)}
+    return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
+
+def alone(view: PrefillView, row: int) -> PrefillView:
+    """One sample of a batch as it would come without the others: no padding."""
+    valid, parts = view.valid[row], {}
+    for name, value in tensor_fields(view).items():
+        part = value[row : row + 1]
+        if name == "_attention":
+            part = part[:, :, view.rows[row]][..., valid]
+        elif name == "_rows":
+            part = part[:, view.rows[row]]
+        elif name == "_keys":
+            part = part[:, :, valid]
+        elif name not in ("_digest", "initial"):
+            part = part[:, valid]
+        parts[name] = part.clone()
+    return dataclasses.replace(view, **parts)
+
+
+def kept(selection: Selection, view: PrefillView, row: int) -> list[int]:
+    """The tokens that one sample keeps, counted without padding."""
+    place = (view.valid[row].cumsum(0) - 1).tolist()
+    return [place[index] for index in selection.keep[row].tolist() if index >= 0]

@@ -1,0 +1,84 @@
+"""StreamingLLM: attention sinks and recent entries."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from tokcomp.budget import Budget
+from tokcomp.ops.recency import first, last
+from tokcomp.registry import CACHE
+from tokcomp.stages import CachePolicy
+from tokcomp.types import CacheView, Selection
+
+__all__ = ["StreamingLLM"]
+
+_RATIO = 0.2
+
+
+@CACHE.register("streaming_llm")
+class StreamingLLM(CachePolicy):
+    """Keeps the first few entries, which serve as attention sinks, and the most recent ones.
+
+    "Efficient Streaming Language Models with Attention Sinks", Xiao et al., ICLR 2024, arXiv 2309.17453. Acts after the
+    prefill and after every decoding step, with one set for all heads and without looking at any score: the first
+    ``sinks`` and the last ``recent`` entries stay, at least one recent one. Entries that must stay by other fields come
+    on top. With an image longer than ``recent`` the question survives because it stands at the end.
+
+    The paper numbers entries by their slot in the cache: ``positions="rerotate"``, the default, rotates keys there.
+    Ports of the method leave keys and positions as they are: ``"keep"``.
+
+    Departures: the paper gives the cache an absolute size (4 + 1020 or 4 + 2044 entries), beyond most prompts with one
+    image, so the default here is a share of the prompt.
+
+    Attributes:
+        sinks: first entries that stay.
+        keep_ratio: entries that stay, sinks included, as share of the prompt's length before compression. The default
+            gives way where ``recent_tokens`` is given.
+        recent_tokens: last entries that stay.
+    """
+
+    acts_in_decoding: ClassVar[bool] = True
+    paper: ClassVar[str] = "StreamingLLM, ICLR 2024, arXiv 2309.17453"
+
+    sinks: int = Field(default=4, ge=0, description="first entries that stay")
+    keep_ratio: float | None = Field(
+        default=_RATIO, gt=0, le=1, description="entries that stay, sinks included, as share of the prompt"
+    )
+    recent_tokens: int | None = Field(default=None, ge=1, description="last entries that stay")
+    positions: Literal["keep", "renumber", "rerotate"] = Field(
+        default="rerotate", description="position of a new token: its true one, or its slot in the cache"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_size(cls, fields: Any) -> Any:
+        if not isinstance(fields, dict):
+            return fields
+        ratio, recent = fields.get("keep_ratio"), fields.get("recent_tokens")
+        if ratio is not None and recent is not None:
+            raise ValueError(
+                f"give keep_ratio ({ratio}) or recent_tokens ({recent}), not both: set the other one to null"
+            )
+        return {**fields, "keep_ratio": _RATIO if ratio is None and recent is None else ratio}
+
+    def after_prefill(self, view: CacheView) -> Selection | None:
+        return self._select(view)
+
+    def after_step(self, view: CacheView) -> Selection | None:
+        return self._select(view)
+
+    def _select(self, view: CacheView) -> Selection | None:
+        recent: int | Tensor
+        if self.recent_tokens is not None:
+            recent = self.recent_tokens
+            if view.n_entries <= self.sinks + recent:
+                return None
+        else:
+            recent = (Budget(keep_ratio=self.keep_ratio).resolve(view.prompt) - self.sinks).clamp(min=1)  # (b,)
+        valid = view.valid[:, 0]  # (b, l): the rule never tells the heads apart
+        keep = first(valid, self.sinks) | last(valid, recent)
+        exempt = self.exempt(view)
+        return Selection.from_mask(keep if exempt is None else keep | (exempt[:, 0] & valid))

@@ -1,0 +1,38 @@
+"""Rotary positions of keys that are cached already."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["rerotate"]
+
+
+def rerotate(keys: Tensor, delta: Tensor, inv_freq: Tensor) -> Tensor:
+    """Rotate cached keys from their old position to a new one, as if they had been rotated there at once.
+
+    Rotations add up, so only the difference matters. Half-split convention (LLaMA, Qwen): dimension i is paired with
+    dimension ``i + d_rot / 2`` and turns by ``delta * inv_freq[i]``. A constant factor that some models put on cos and
+    sin (YaRN's attention scaling) is in the keys already and stays as it is.
+
+    Args:
+        keys: keys rotated at their old positions ``[b, g, l, d]``.
+        delta: new minus old position ``[b, g, l]`` (broadcastable), or ``[b, g, l, d_rot / 2]`` where each frequency
+            has a position axis of its own (multimodal RoPE).
+        inv_freq: angle per position of each pair ``[d_rot / 2]``; dimensions from ``d_rot`` on are left alone.
+
+    Returns:
+        New keys of the same shape and dtype, computed in float32.
+
+    Raises:
+        ValueError: more frequencies than pairs of dimensions.
+    """
+    half = inv_freq.shape[-1]
+    if 2 * half > keys.shape[-1]:
+        raise ValueError(f"{half} frequencies turn {2 * half} dimensions, but keys have only {keys.shape[-1]}")
+    turns = delta.float() if delta.dim() == keys.dim() else delta.float()[..., None]
+    angle = turns * inv_freq.float()  # (b, g, l, d_rot / 2)
+    cos, sin = angle.cos(), angle.sin()
+    first, second = keys[..., :half].float(), keys[..., half : 2 * half].float()
+    turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(keys.dtype)
+    return turned if 2 * half == keys.shape[-1] else torch.cat((turned, keys[..., 2 * half :]), dim=-1)

@@ -1,0 +1,73 @@
+"""Control: a random choice of the vision tokens between two layers."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from pydantic import Field, field_validator, model_validator
+
+from tokcomp.budget import Budget, one_budget
+from tokcomp.errors import CompatibilityError
+from tokcomp.ops.hashing import uniform
+from tokcomp.registry import PREFILL
+from tokcomp.stages import LayerSpec, PrefillFilter, resolve_layer
+from tokcomp.types import PrefillView, Selection, Signal
+
+__all__ = ["Random"]
+
+_STREAM = 1  # other numbers than the vision and the cache stage draw from the same seed
+
+
+@PREFILL.register("random")
+class Random(PrefillFilter):
+    """Keeps a random choice of the vision tokens, in their order: the control that every filter has to beat.
+
+    Acts once, before layer ``layer``, with FastV's layer numbers and budget, so that the two differ in nothing but the
+    scores. A token's number depends on the image, the prompt, ``seed`` and the token's place among the image's
+    placeholders: not on padding, neighbours in a batch, earlier cuts or the device.
+
+    Attributes:
+        layer: tokens leave before this layer, at least 1.
+        keep_ratio: share of the vision tokens that is kept. The default gives way where ``keep_tokens`` is given.
+        keep_tokens: number of vision tokens that is kept.
+        seed: another seed, another choice.
+    """
+
+    needs: ClassVar[frozenset[Signal]] = frozenset({Signal.DIGEST})
+
+    layer: LayerSpec = Field(default=2, description="tokens leave before this layer, at least 1")
+    keep_ratio: float | None = Field(default=0.5, gt=0, le=1, description="share of the vision tokens that is kept")
+    keep_tokens: int | None = Field(default=None, ge=1, description="number of vision tokens that is kept")
+    seed: int = Field(default=0, ge=0, description="seed of the choice")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_budget(cls, fields: Any) -> Any:
+        return one_budget(fields, keep_ratio=0.5)
+
+    @field_validator("layer")
+    @classmethod
+    def _after_the_first(cls, layer: LayerSpec) -> LayerSpec:
+        if layer == 0:
+            raise ValueError("layer=0: tokens leave between two layers, so the layer is at least 1")
+        return layer
+
+    def acts_after(self, depth: int) -> tuple[int, ...]:
+        layer = resolve_layer(self.layer, depth, what="prefill.random.layer")
+        if layer == 0:
+            raise CompatibilityError(
+                f"prefill.random.layer={self.layer} is the first of this model's {depth} layers: tokens leave between "
+                "two layers, so the layer is at least 1"
+            )
+        return (layer - 1,)
+
+    def filter(self, view: PrefillView) -> Selection:
+        budget = Budget(keep_ratio=self.keep_ratio, keep_tokens=self.keep_tokens)
+        places = view.origin.clamp(min=0)  # (b, n)
+        numbers = uniform(view.digest, int(places.max()) + 1, seed=self.seed, stream=_STREAM)
+        return Selection.top_k(
+            numbers.gather(1, places),
+            budget.resolve(view.counts),
+            valid=view.valid,
+            protected=view.protected & view.valid if self.respects_protected else None,
+        )
