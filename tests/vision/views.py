@@ -1,0 +1,98 @@
+"""Views of random images for the tests of the vision stage."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from tokcomp import Selection, Site, VisionView
+
+HEADS, WIDTH, HEAD_WIDTH = 2, 8, 4
+
+
+def random_view(
+    counts: Sequence[int],
+    grid: tuple[int, int],
+    *,
+    site: Site | None = None,
+    depth: int = 4,
+    n_prefix: int = 1,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    merged: bool = False,
+    protected: bool = False,
+) -> VisionView:
+    """A batch of images with ``counts`` tokens each out of one grid, every signal filled in.
+
+    Neighbouring patches resemble each other. A row of fewer tokens than the grid has patches holds a random choice of
+    them in raster order; padding holds what a careless strategy would trip over (large values, patch 0).
+
+    Args:
+        merged: give some tokens a size above 1.
+        protected: mark some tokens.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    b, n, patches = len(counts), max(counts), grid[0] * grid[1]
+    valid = torch.arange(n) < torch.tensor(counts)[:, None]
+    origin = torch.zeros(b, n, dtype=torch.long)
+    for row, count in enumerate(counts):
+        origin[row, :count] = torch.randperm(patches, generator=generator)[:count].sort().values
+    region = torch.div(origin, max(1, patches // 3), rounding_mode="floor")
+    centres = torch.randn(8, WIDTH, generator=generator)
+    tokens = centres[region] + 0.45 * torch.randn(b, n, WIDTH, generator=generator)
+    sizes = torch.ones(b, n)
+    if merged:
+        sizes += torch.randint(0, 3, (b, n), generator=generator)
+    marks = torch.rand(b, n, generator=generator) < 0.2 if protected else torch.zeros(b, n, dtype=torch.bool)
+    attention = torch.rand(b, HEADS, n, generator=generator).softmax(-1)
+    return VisionView(
+        site=site or Site.features(),
+        depth=depth,
+        tokens=_padded(tokens, valid, 1e4).to(dtype),
+        valid=valid,
+        sizes=_padded(sizes[..., None], valid, 0.0)[..., 0],
+        origin=origin,
+        protected=marks & valid,
+        grid=grid,
+        n_prefix=n_prefix,
+        _keys=_padded(torch.randn(b, n, HEAD_WIDTH, generator=generator), valid, 1e4).to(dtype),
+        _prefix_keys=torch.randn(b, n_prefix, HEAD_WIDTH, generator=generator).to(dtype),
+        _cls_attention=attention.masked_fill(~valid[:, None], 0.0),
+        _digest=torch.randint(-(2**62), 2**62, (b,), generator=generator),
+    )
+
+
+def _padded(values: Tensor, valid: Tensor, filler: float) -> Tensor:
+    return values.masked_fill(~valid[..., None], filler)
+
+
+def tensor_fields(view: VisionView) -> dict[str, Tensor]:
+    """All tensors of a view by field name."""
+    values = {field.name: getattr(view, field.name) for field in dataclasses.fields(view)}
+    return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
+
+def alone(view: VisionView, row: int) -> VisionView:
+    """One image of a batch as it would come without the others: no padding."""
+    count, parts = int(view.counts[row]), {}
+    for name, value in tensor_fields(view).items():
+        part = value[row : row + 1]
+        if name == "_cls_attention":
+            part = part[..., :count]
+        elif name not in ("_digest", "_prefix_keys"):
+            part = part[:, :count]
+        parts[name] = part.clone()
+    return dataclasses.replace(view, **parts)
+
+
+def decision(selection: Selection, view: VisionView, row: int) -> tuple[list[int], list[int] | None, list[bool] | None]:
+    """One row of a selection without padding: kept tokens, slots, marks."""
+    count = int(view.counts[row])
+    keep = selection.keep.expand(view.batch_size, -1)[row].tolist()
+    real = [slot for slot, index in enumerate(keep) if 0 <= index < count]
+    slots = None if selection.assign is None else selection.assign[row, :count].tolist()
+    marks = None if selection.protect is None else [bool(selection.protect[row, slot]) for slot in real]
+    return [keep[slot] for slot in real], slots, marks

@@ -1,0 +1,84 @@
+"""Bipartite soft matching: which tokens merge into which (ToMe), and how many in each block."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from tokcomp.ops.merging import merge_into
+from tokcomp.ops.similarity import nearest
+from tokcomp.selection import Selection
+
+__all__ = ["bipartite_matching", "merge_schedule"]
+
+
+def bipartite_matching(
+    metric: Tensor, r: int, *, n_prefix: int = 0, valid: Tensor | None = None, locked: Tensor | None = None
+) -> Selection:
+    """Merge the ``r`` tokens that resemble another one most into it (ToMe, arXiv 2210.09461, section 3).
+
+    The sequence is ``n_prefix`` prefix tokens (CLS), which take no part, and then the n tokens given here. Tokens at
+    even places of that sequence form set A, those at odd places set B. Every token of A finds its most similar token of
+    B by cosine; the ``r`` most similar pairs merge, A into B. Result, as in the published code: the unmerged tokens of
+    A, then B in order. Unmerged A stand in ascending order if there is a prefix, else in descending similarity (which
+    matters: the next block splits by place again). A row that merges nothing keeps its order.
+
+    Args:
+        metric: ``[b, n, d]`` what tokens are compared by: ToMe takes the attention keys, mean over heads.
+        r: pairs to merge; at most ``(T - p) // 2`` of each row, T its tokens with prefix, p prefix and locked tokens.
+        n_prefix: prefix tokens before the first token of ``metric``.
+        valid: ``[b, n]`` False for padding at the end of a row; rows of different length merge as they would alone.
+        locked: ``[b, n]`` True for tokens that neither merge nor are merged into.
+
+    Returns:
+        The merging, weighted by token sizes when it is applied (``weight`` None); the representative is B's token.
+    """
+    b, n = metric.shape[:2]
+    index = torch.arange(n, device=metric.device).expand(b, n)
+    valid = torch.ones_like(index, dtype=torch.bool) if valid is None else valid
+    free = valid if locked is None else valid & ~locked
+    here = index.where(valid, -1)
+    start = n_prefix % 2
+    a, z = slice(start, None, 2), slice(1 - start, None, 2)
+    if r <= 0 or index[:, a].shape[1] == 0 or index[:, z].shape[1] == 0:
+        return merge_into(here, index)
+
+    similarity, partner = nearest(metric[:, a], metric[:, z], free[:, z])  # (b, |A|) each
+    similarity = similarity.masked_fill(~free[:, a], -torch.inf)
+    # A stable sort makes the lower index win among equals, on every device.
+    order = similarity.sort(dim=-1, descending=True, stable=True).indices
+    rank = torch.empty_like(order).scatter_(-1, order, index[:, : order.shape[1]])
+    # T - p of the published clamp is the number of free tokens; locked ones may leave A with fewer than half of them.
+    sources = free[:, a].sum(-1).where(free[:, z].any(-1), 0)
+    pairs = torch.minimum(free.sum(-1) // 2, sources).clamp(max=r)
+    merged = rank < pairs[:, None]
+
+    home, place = here.clone(), index.clone()
+    home[:, a] = index[:, z].gather(-1, partner).where(merged, here[:, a])
+    if n_prefix == 0:
+        place[:, a] = rank
+    place[:, z] += n
+    return merge_into(home, place.where(pairs[:, None] > 0, index))
+
+
+def merge_schedule(r: int | Sequence[int], depth: int, *, inflect: float = 0.0) -> tuple[int, ...]:
+    """How many tokens merge in each of ``depth`` blocks.
+
+    A number is constant at ``inflect`` 0; else it changes linearly with the same sum: from ``lo = trunc(r (1 - f))`` in
+    the first block to ``2 r - lo`` in the last, truncated (f = -1 is the paper's decreasing schedule). A sequence is
+    used as it is, padded with 0.
+
+    Raises:
+        ValueError: a sequence has more entries than there are blocks.
+    """
+    if not isinstance(r, int):
+        if len(r) > depth:
+            raise ValueError(f"r has {len(r)} entries, but there are {depth} blocks: give one number per block at most")
+        return (*r, *[0] * (depth - len(r)))
+    if depth == 1:
+        return (r,)
+    low = int(r * (1.0 - inflect))
+    rise = 2 * (r - low)
+    return tuple(int(low + block * rise / (depth - 1)) for block in range(depth))

@@ -1,0 +1,145 @@
+"""Applies a selection to token states, and follows where every original token went.
+
+Pure tensor functions that know no model and no strategy. Only :func:`merge_into` and the checks of the debug mode wait
+for the device. Shapes are given for tokens; further leading axes (key/value heads) work alike, ``[b, g, ...]``, if the
+selection has them too.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tokcomp.selection import Selection
+from tokcomp.types import debugging
+
+__all__ = ["apply_selection", "compose_source", "gather_tokens", "merge_into", "slots_of"]
+
+
+def apply_selection(tokens: Tensor, sizes: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
+    """Shorten ``tokens`` as ``selection`` says.
+
+    Without ``assign`` this is a gather. With it, slot ``s`` becomes the weighted mean of the tokens assigned to it,
+    ``sum_i w_i x_i / sum_i w_i``, with ``selection.weight`` or, where that is None, with the token sizes. A slot of one
+    token is an exact copy of it, whatever its weight. Sums run in float32 (float64 for float64 tokens); gradients flow
+    to every token that takes part and are zero for dropped ones. On CUDA the order of the additions is free, as with
+    every atomic sum, unless ``torch.use_deterministic_algorithms`` is on.
+
+    Args:
+        tokens: ``[b, n, d]``, any floating dtype. Values of dropped tokens are never read into a result (NaN is safe).
+        sizes: ``[b, n]`` original patches that each token stands for.
+        selection: ``keep`` ``[b or 1, k]``; ``assign`` and ``weight``, if given, ``[b or 1, n]``.
+
+    Returns:
+        Tokens ``[b, k, d]`` in the dtype of ``tokens``, and their sizes ``[b, k]`` (the sum over a slot's members) in
+        the dtype of ``sizes``. Padding slots (-1 in ``keep``) are zero in both.
+
+    Raises:
+        ValueError: in debug mode only, where the weights of a slot of several tokens sum to zero (the mean is
+            undefined; outside debug mode the slot holds NaN or Inf).
+    """
+    if selection.assign is None:
+        return gather_tokens(tokens, selection.keep), gather_tokens(sizes[..., None], selection.keep)[..., 0]
+
+    slots = _filled_slots(selection, tokens)  # (b, n)
+    k = selection.keep.shape[-1]
+    exact = torch.promote_types(tokens.dtype, torch.float32)
+    weight = (sizes if selection.weight is None else _broadcast(selection.weight, tokens)).to(exact)
+    merged_sizes = _sum_slots(sizes[..., None], slots, k + 1)[..., 0]
+    members = _sum_slots(torch.ones_like(weight)[..., None], slots, k + 1)[..., 0]
+    # Weight 1 makes the sum over a slot of one token an exact copy of it.
+    weight = weight.where(members.gather(-1, slots) > 1, 1.0)
+    total = _sum_slots(weight[..., None], slots, k + 1).where(members[..., None] > 0, 1.0)
+    if debugging() and bool((total[..., :k, :] == 0).any()):
+        raise ValueError("the weights of a merged slot sum to zero: give every slot a token of positive weight")
+    mean = _sum_slots(tokens * weight[..., None], slots, k + 1).div_(total)
+    return mean[..., :k, :].to(tokens.dtype), merged_sizes[..., :k]
+
+
+def _filled_slots(selection: Selection, tokens: Tensor) -> Tensor:
+    """The slot of every token ``[b, n]``; tokens that are dropped get one slot beyond the last, which is cut off."""
+    assert selection.assign is not None
+    k = selection.keep.shape[-1]
+    slots = _broadcast(selection.assign, tokens).long()
+    spare = torch.nn.functional.pad(_broadcast(selection.keep, tokens) < 0, (0, 1), value=True)
+    slots = slots.where(slots >= 0, k)
+    return slots.masked_fill(spare.gather(-1, slots), k)
+
+
+def compose_source(source: Tensor, selection: Selection, n: int) -> Tensor:
+    """Follow every original token through one more selection.
+
+    Args:
+        source: ``[b, n0]`` the token (0..n-1) in which each original token is now, -1 where it was dropped. The first
+            time: ``torch.arange(n0).expand(b, n0)``.
+        selection: what was decided for the ``n`` present tokens.
+        n: number of tokens that the selection was made for.
+
+    Returns:
+        ``[b, n0]`` the output slot in which each original token is afterwards, -1 where it is dropped (now or before).
+    """
+    slots = slots_of(selection, n).expand(*source.shape[:-1], n)
+    return slots.gather(-1, source.clamp(min=0)).masked_fill(source < 0, -1)
+
+
+def slots_of(selection: Selection, n: int) -> Tensor:
+    """The output slot of each of ``n`` input tokens ``[b or 1, n]``, -1 where it is dropped."""
+    if selection.assign is not None:
+        return selection.assign.long()
+    keep = selection.keep
+    slots = keep.new_full((*keep.shape[:-1], n + 1), -1, dtype=torch.long)
+    order = torch.arange(keep.shape[-1], device=keep.device).expand(keep.shape)
+    return slots.scatter(-1, keep.long().where(keep >= 0, n), order)[..., :n]
+
+
+def merge_into(home: Tensor, place: Tensor, *, weight: Tensor | None = None) -> Selection:
+    """The selection that merges every token into its home.
+
+    Args:
+        home: ``[b, n]`` the token that each token is merged into: itself where it survives, -1 where it is dropped (or
+            is padding). A home must survive.
+        place: ``[b, n]`` integer sort key: survivors stand in ascending order of it (equal keys in index order).
+        weight: ``[b, n]`` passed on to the selection.
+
+    Returns:
+        A selection with ``assign``; rows with fewer survivors than the longest are padded with -1. Costs one device
+        synchronisation, for the number of slots.
+    """
+    n = home.shape[-1]
+    index = torch.arange(n, device=home.device).expand(home.shape)
+    survives = home == index
+    counts = survives.sum(-1)
+    widest, narrowest = torch.stack([counts.max(), counts.min()]).tolist()
+    order = place.masked_fill(~survives, torch.iinfo(place.dtype).max).argsort(dim=-1, stable=True)
+    slots = torch.empty_like(order).scatter_(-1, order, index)
+    keep = order[..., :widest].masked_fill(index[..., :widest] >= counts[..., None], -1)
+    assign = slots.gather(-1, home.clamp(min=0)).masked_fill(home < 0, -1)
+    return Selection.merge(keep, assign, weight=weight, ragged=widest != narrowest)
+
+
+def gather_tokens(values: Tensor, keep: Tensor) -> Tensor:
+    """Rows ``keep`` ``[b or 1, k]`` of ``values`` ``[b, n, d]`` as ``[b, k, d]``; zeros where ``keep`` is -1."""
+    index = _broadcast(keep, values).long()
+    rows = values.flatten(0, -2).index_select(0, _flat(index.clamp(min=0), values.shape[-2]))
+    return rows.view(*index.shape, values.shape[-1]).masked_fill_((index < 0)[..., None], 0)
+
+
+def _broadcast(values: Tensor, tokens: Tensor) -> Tensor:
+    """``[1, x]`` as ``[b, x]``: one selection may serve the whole batch."""
+    return values.expand(*tokens.shape[:-2], values.shape[-1])
+
+
+def _flat(index: Tensor, n: int) -> Tensor:
+    """Indices ``[..., x]`` into rows of ``n`` as indices into all rows laid end to end."""
+    rows = index.flatten(0, -2)
+    return (rows + n * torch.arange(rows.shape[0], device=index.device)[:, None]).flatten()
+
+
+def _sum_slots(values: Tensor, slots: Tensor, k: int) -> Tensor:
+    """Sum ``values`` ``[b, n, d]`` over the tokens of each of ``k`` slots: ``[b, k, d]``.
+
+    Whole rows are added (``index_add`` on the flattened batch), which is many times faster than a ``scatter_add`` that
+    looks up an index for every number.
+    """
+    sums = values.new_zeros(slots.flatten(0, -2).shape[0] * k, values.shape[-1])
+    return sums.index_add_(0, _flat(slots, k), values.flatten(0, -2)).view(*values.shape[:-2], k, values.shape[-1])
