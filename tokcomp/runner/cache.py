@@ -17,7 +17,7 @@ from tokcomp.errors import UnsupportedError
 from tokcomp.runner.apply import gather_entries
 from tokcomp.runner.request import Entries, Request, Sequence
 
-__all__ = ["CompressedLayer", "adopt", "bound_request"]
+__all__ = ["CompressedLayer", "adopt", "bound_request", "filled"]
 
 
 class CompressedLayer(DynamicLayer):
@@ -28,7 +28,7 @@ class CompressedLayer(DynamicLayer):
         number: the layer.
         seen: tokens that the model has processed, dropped ones and padding included; what ``get_seq_length`` says, so
             that everything outside goes on in the numbering of the uncompressed prompt.
-        valid: ``[b, 1|g, l]``, or None where no entry is padding.
+        valid: ``[b, 1|g, m]`` which of the first m entries are no padding (later ones never are), or None for all.
         index: ``[b, 1|g, m]`` prompt column of the first m entries; later entries are the tokens that followed.
         offset: ``[b]`` what this layer's positions lag behind the model's own, or None for nothing.
         phase: ``[b, 1|g, m]`` position at which the first m keys are rotated; kept only where a policy rotates keys.
@@ -65,9 +65,6 @@ class CompressedLayer(DynamicLayer):
         later = self.arriving is None
         self.seen += fresh if self.arriving is None else self.arriving
         self.arriving = None
-        if self.valid is not None and self.valid.shape[-1] < keys.shape[-2]:
-            ones = self.valid.new_ones(*self.valid.shape[:-1], fresh)
-            self.valid = torch.cat([self.valid, ones], dim=-1)
         self._note_entries()
         if later and self.request.reads is not None:
             padding = None if self.valid is None else (~self.valid).sum(dim=2).double().mean(dim=1)
@@ -138,14 +135,14 @@ class CompressedLayer(DynamicLayer):
         index = keep.clamp(min=0)
         heads = keep.shape[1]
         self.index = gather_entries(self.full_index().expand(-1, heads, -1), index)
-        self.keys, self.values = gather_entries(self.keys, index), gather_entries(self.values, index)
         self.memory = {name: gather_entries(value, index) for name, value in self.memory.items()}
         valid = keep >= 0 if ragged else None
         if self.valid is not None:
-            before = gather_entries(self.valid.expand(-1, heads, -1), index)
+            before = gather_entries(filled(self.valid, self.length).expand(-1, heads, -1), index)
             valid = before if valid is None else before & valid
         self.valid = valid
         self.kin = None
+        self.keys, self.values = gather_entries(self.keys, index), gather_entries(self.values, index)
         self._note_entries()
 
     def _each_row(self, change: Callable[[Tensor], Tensor]) -> None:
@@ -159,8 +156,13 @@ class CompressedLayer(DynamicLayer):
         self._note_entries()
 
     def _note_entries(self) -> None:
-        padding = None if self.valid is None else ~self.valid
-        self.request.entries[self.number] = Entries(self.length, padding)
+        self.request.entries[self.number] = Entries(self.length, self.valid)
+
+
+def filled(valid: Tensor, length: int) -> Tensor:
+    """``valid`` ``[..., m]`` with True for the entries that came after the first m, ``[..., length]``."""
+    fresh = length - valid.shape[-1]
+    return valid if fresh == 0 else torch.nn.functional.pad(valid, (0, fresh), value=True)
 
 
 def adopt(cache: Any, request: Request, depth: int, *, note_reads: bool) -> None:

@@ -12,7 +12,7 @@ from tokcomp.errors import TokcompError
 from tokcomp.models.adapter import Decoder
 from tokcomp.ops.rotary import rerotate
 from tokcomp.runner.apply import gather_entries
-from tokcomp.runner.cache import CompressedLayer
+from tokcomp.runner.cache import CompressedLayer, filled
 from tokcomp.stages import CachePolicy
 from tokcomp.types import CacheView, Selection, Signal, debugging
 
@@ -41,7 +41,9 @@ class Evictor:
         prompt, heads, length = layer.request.prompt, layer.keys.shape[1], layer.length
         rows = layer.rows
         index = layer.full_index().expand(layer.keys.shape[0], heads, length)
-        valid = torch.ones_like(index, dtype=torch.bool) if layer.valid is None else layer.valid.expand(-1, heads, -1)
+        valid = torch.ones_like(index, dtype=torch.bool)
+        if layer.valid is not None:
+            valid = filled(layer.valid, length).expand(-1, heads, -1)
         for name, value in layer.memory.items():
             if value.shape[-1] < length:
                 fresh = value.new_zeros(*value.shape[:-1], length - value.shape[-1])
@@ -73,7 +75,8 @@ class Evictor:
         if debugging():
             self._check(layer, replace(selection, keep=keep))
         if layer.valid is not None:
-            picked = gather_entries(layer.valid.expand(-1, heads, -1), keep.clamp(min=0)) & (keep >= 0)
+            valid = filled(layer.valid, layer.length).expand(-1, heads, -1)
+            picked = gather_entries(valid, keep.clamp(min=0)) & (keep >= 0)
             keep = keep.masked_fill(~picked, -1)
         if self.policy.hides():
             # Nothing leaves; the coming step sees what was selected (and itself).
@@ -97,7 +100,7 @@ class Evictor:
         if self.policy.positions == "keep":
             return
         valid = layer.valid
-        count: Any = layer.length if valid is None else valid.sum(dim=-1).amax(dim=-1)
+        count: Any = layer.length if valid is None else filled(valid, layer.length).sum(dim=-1).amax(dim=-1)
         layer.offset = layer.request.next_position - count
         if before is None:
             return

@@ -160,7 +160,7 @@ class LanguageStage:
         if positions is None:
             positions = request.next_position[first.rows, None] + torch.arange(fresh, device=tokens.device)
         request.next_position = positions[:, -1] + 1
-        self._local.run = Pass(self.decoder, request, False, positions)
+        self._local.run = Pass(self.decoder, request, False, positions, first_offset=first.offset)
         # Every layer gets a mask of its own; a 4-D one is what keeps the model from building the full-length mask.
         placeholder = torch.zeros(1, 1, 1, 1, device=tokens.device)
         return {**kwargs, "position_ids": first.lag(positions), "attention_mask": placeholder}

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tokcomp.errors import UnsupportedError
 from tokcomp.models.adapter import Decoder
-from tokcomp.runner.cache import CompressedLayer
+from tokcomp.runner.cache import CompressedLayer, filled
 from tokcomp.runner.hooks import base_implementation
 from tokcomp.runner.masks import layer_mask
 from tokcomp.runner.request import Prompt, Request, Sequence
@@ -30,6 +30,7 @@ class Pass:
         sequence: what enters the next layer (prefill only).
         changed: the sequence is not what the model made its masks for.
         rotary: cos and sin of ``sequence``; None for those that the model computed.
+        first_offset: how the first layer's numbering lags behind, as the pass begins (later passes only).
         valid: entries that the layer now running may see ``[b, 1|g, l]``; None for all (decoding only).
         rows: attention rows that the filter asked for, of the layer that has just run; ``keys``: its keys.
         received: column sums that the policy asked for, of the layer that has just run.
@@ -43,6 +44,7 @@ class Pass:
     sequence: Sequence | None = None
     changed: bool = False
     rotary: tuple[Tensor, Tensor] | None = None
+    first_offset: Tensor | None = None
     valid: Tensor | None = None
     rows: Tensor | None = None
     keys: Tensor | None = None
@@ -70,17 +72,28 @@ class Pass:
         total = layer.length + hidden.shape[1]
         valid, kin = layer.valid, layer.kin
         if layer.visible is not None:
-            valid, kin = (layer.visible if valid is None else layer.visible & valid), None
-        if valid is not None:
-            valid = torch.cat([valid, valid.new_ones(*valid.shape[:-1], total - valid.shape[-1])], dim=-1)
-        self.valid = valid
+            valid, kin = (layer.visible if valid is None else layer.visible & filled(valid, layer.length)), None
+        self.valid = valid = None if valid is None else filled(valid, total)
         kwargs["attention_mask"] = self._mask(hidden, total, valid, kin=("layer", number) if kin is None else kin)
-        if layer.offset is not layers[0].offset:
-            key = ("rotary", id(layer.offset))
-            if key not in self.memo:
-                own = layer.lag(self.positions)
-                self.memo[key] = own, self.decoder.rotary(hidden, own)
-            kwargs["position_ids"], kwargs["position_embeddings"] = self.memo[key]
+        if layer.offset is not self.first_offset:
+            kwargs["position_ids"], kwargs["position_embeddings"] = self._numbering(layers, layer, hidden)
+
+    def _numbering(self, layers: list[CompressedLayer], layer: CompressedLayer, hidden: Tensor) -> Any:
+        """Position ids and rotary tables of a layer that numbers its tokens in its own way.
+
+        The tables of all such layers are made together: one by one they would cost more than a small model's step.
+        """
+        tables = self.memo.setdefault("numbering", {})
+        if id(layer.offset) not in tables:
+            offsets = {id(each.offset): each.offset for each in layers if each.offset is not self.first_offset}
+            b = hidden.shape[0]
+            lags = [self.positions.new_zeros(b) if lag is None else lag.expand(b) for lag in offsets.values()]
+            own = self.positions.expand(b, -1) - torch.stack(lags)[..., None]  # (numberings, b, l)
+            cos, sin = self.decoder.rotary(hidden, own.flatten(0, 1))
+            rows = zip(offsets.values(), own, cos.unflatten(0, own.shape[:2]), sin.unflatten(0, own.shape[:2]), strict=True)
+            # The key is an id: keep the object that it names.
+            tables.update({id(lag): (lag, positions, (c, s)) for lag, positions, c, s in rows})
+        return tables[id(layer.offset)][1:]
 
     def _mask(self, hidden: Tensor, length: int, valid: Tensor | None, *, kin: Any) -> Any:
         """The mask of a layer; layers of one ``kin`` have the same one."""

@@ -96,11 +96,15 @@ class Entries:
 
     Attributes:
         length: physical length, padding included.
-        padding: padded entries of each sample and head ``[b, g|1]``, or None for none.
+        valid: ``[b, 1|g, m]`` which of the first m are no padding, or None for all.
     """
 
     length: int = 0
-    padding: Tensor | None = None
+    valid: Tensor | None = None
+
+    def padding(self) -> Tensor | None:
+        """Padded entries of each sample, mean over heads ``[b]``, or None for none."""
+        return None if self.valid is None else (~self.valid).sum(dim=2).double().mean(dim=1)
 
 
 @dataclass

@@ -137,10 +137,7 @@ class Record:
     def cache_lengths(self) -> tuple[PerSample, ...]:
         """Key/value entries that each layer holds now, text included, padding not; where heads hold different numbers,
         their mean."""
-        return tuple(
-            self._lengths(entry.length, None if entry.padding is None else entry.padding.sum(dim=2).double().mean(dim=1))
-            for entry in self._request.entries
-        )
+        return tuple(self._lengths(entry.length, entry.padding()) for entry in self._request.entries)
 
     @cached_property
     def kept(self) -> tuple[PerSample, ...]:
