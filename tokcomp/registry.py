@@ -27,7 +27,7 @@ class Registry(Mapping[str, type[S]], Generic[S]):
     ``tokcomp.strategies``) right after them; a plug-in that fails to import is reported and disables nothing else.
     """
 
-    def __init__(self, stage: str, base: type[S]) -> None:
+    def __init__(self, stage: str, base: Any) -> None:  # an abstract class, which type[S] would refuse
         self.stage = stage
         self.base = base
         self._classes: dict[str, type[S]] = {}

@@ -28,7 +28,9 @@ def test_beams_of_one_kind_equal_their_sample() -> None:
     with FULL.attach(model):
         both = generate(model, 5, **rows, num_beams=3)
         first = generate(model, 5, input_ids=prompt(36, 4, 6), pixel_values=rows["pixel_values"][:1], num_beams=3)
-        second = generate(model, 5, input_ids=prompt(36, 8, 3, seed=1), pixel_values=rows["pixel_values"][1:], num_beams=3)
+        second = generate(
+            model, 5, input_ids=prompt(36, 8, 3, seed=1), pixel_values=rows["pixel_values"][1:], num_beams=3
+        )
     assert torch.equal(both.sequences[0, -5:], first.sequences[0, -5:])
     assert torch.equal(both.sequences[1, -5:], second.sequences[0, -5:])
 
@@ -53,7 +55,9 @@ def test_a_text_turn_goes_on_with_the_compressed_cache() -> None:
         at_once = model(input_ids=later, past_key_values=first.past_key_values, use_cache=True).logits
         first = model(**inputs(), use_cache=True)
         cache = first.past_key_values
-        stepwise = [model(input_ids=later[:, i : i + 1], past_key_values=cache, use_cache=True).logits for i in range(5)]
+        stepwise = [
+            model(input_ids=later[:, i : i + 1], past_key_values=cache, use_cache=True).logits for i in range(5)
+        ]
     torch.testing.assert_close(at_once, torch.cat(stepwise, dim=1), atol=1e-4, rtol=0)
 
 
@@ -200,5 +204,8 @@ def test_image_strategies_on_a_language_model_are_refused() -> None:
 
 
 def test_an_unknown_model_is_refused() -> None:
-    with pytest.raises(UnsupportedError, match="Linear is not a supported model"), Pipeline().attach(torch.nn.Linear(2, 2)):
+    with (
+        pytest.raises(UnsupportedError, match="Linear is not a supported model"),
+        Pipeline().attach(torch.nn.Linear(2, 2)),
+    ):
         pass

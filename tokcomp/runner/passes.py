@@ -90,7 +90,9 @@ class Pass:
             lags = [self.positions.new_zeros(b) if lag is None else lag.expand(b) for lag in offsets.values()]
             own = self.positions.expand(b, -1) - torch.stack(lags)[..., None]  # (numberings, b, l)
             cos, sin = self.decoder.rotary(hidden, own.flatten(0, 1))
-            rows = zip(offsets.values(), own, cos.unflatten(0, own.shape[:2]), sin.unflatten(0, own.shape[:2]), strict=True)
+            rows = zip(
+                offsets.values(), own, cos.unflatten(0, own.shape[:2]), sin.unflatten(0, own.shape[:2]), strict=True
+            )
             # The key is an id: keep the object that it names.
             tables.update({id(lag): (lag, positions, (c, s)) for lag, positions, c, s in rows})
         return tables[id(layer.offset)][1:]

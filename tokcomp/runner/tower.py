@@ -54,7 +54,9 @@ class VisionStage:
             )
         for site in self.sites:
             if site.layer is not None and not 0 <= site.layer < depth:
-                raise CompatibilityError(f"{who} acts at {site}, but the vision tower has {depth} blocks: 0..{depth - 1}")
+                raise CompatibilityError(
+                    f"{who} acts at {site}, but the vision tower has {depth} blocks: 0..{depth - 1}"
+                )
         signals = reducer.needs & {Signal.KEYS, Signal.CLS_ATTENTION}
         if self.tower.feature_block is None and (signals or any(site.layer is not None for site in self.sites)):
             raise CompatibilityError(
@@ -168,7 +170,9 @@ class VisionStage:
             features = encoding.act(Site.features(), features)
         return (features, *args[1:]), kwargs
 
-    def _after_projector(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
+    def _after_projector(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+    ) -> Tensor:
         encoding = self._encoding
         images = encoding.images
         images.projected_tokens = images.counts() if images.touched else images.n_patches
@@ -176,12 +180,16 @@ class VisionStage:
             output = encoding.act(Site.projected(), output)
         real = output if images.uniform else output.masked_fill(~images.valid[..., None], 0.0)
         if not bool(torch.isfinite(real).all()):
-            raise FeatureError("the image features hold NaN or Inf: check the pixel values and the weights (dtype overflow?)")
+            raise FeatureError(
+                "the image features hold NaN or Inf: check the pixel values and the weights (dtype overflow?)"
+            )
         self.encoded(images)
         if not images.touched:
             return output
         slots = output.new_full((*output.shape[:-2], images.n_patches, output.shape[-1]), torch.nan)
-        slots[:, : output.shape[1]] = real if images.uniform else output.masked_fill(~images.valid[..., None], torch.nan)
+        slots[:, : output.shape[1]] = (
+            real if images.uniform else output.masked_fill(~images.valid[..., None], torch.nan)
+        )
         return slots
 
 
