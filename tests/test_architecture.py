@@ -27,7 +27,8 @@ MAY_IMPORT = {
     "tokcomp.prefill": STRATEGY_MAY | {"tokcomp.prefill"},
     "tokcomp.cache": STRATEGY_MAY | {"tokcomp.cache"},
     "tokcomp.models": {"tokcomp.errors", "tokcomp.models"},
-    "tokcomp.pipeline": CORE | {"tokcomp.stages", "tokcomp.registry", "tokcomp.runner.session", "tokcomp.experiment.presets"},
+    "tokcomp.pipeline": CORE
+    | {"tokcomp.stages", "tokcomp.registry", "tokcomp.runner.session", "tokcomp.experiment.presets"},
     "tokcomp.runner": CORE | {"tokcomp.stages", "tokcomp.ops", "tokcomp.runner", "tokcomp.models.adapter"},
     "tokcomp.embedded": {"tokcomp.embedded"},
 }
@@ -42,7 +43,9 @@ def imports(path: Path) -> set[str]:
     """Modules of tokcomp that a file imports at run time, at any depth of its code."""
     found: set[str] = set()
     tree = ast.parse(path.read_text())
-    typing_only = [node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)]
+    typing_only = [
+        node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+    ]
     skipped = {id(child) for node in typing_only for child in ast.walk(node)}
     for node in ast.walk(tree):
         if id(node) in skipped:
@@ -84,7 +87,9 @@ def test_files_and_functions_are_short(path: Path) -> None:
     assert text.count("\n") <= 280, f"{path} has {text.count(chr(10))} lines"
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef):
-            length = (node.end_lineno or node.lineno) - node.lineno + 1 - len((ast.get_docstring(node) or "").splitlines())
+            length = (
+                (node.end_lineno or node.lineno) - node.lineno + 1 - len((ast.get_docstring(node) or "").splitlines())
+            )
             assert length <= 45, f"{path}:{node.lineno} {node.name} has {length} lines beside its docstring"
 
 

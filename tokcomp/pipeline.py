@@ -135,7 +135,9 @@ def build_strategy(stage: str, spec: StrategySpec) -> Any:
 def explain(stage: str, cls: type[Strategy], error: ValidationError) -> str:
     """One line that says what is wrong with the fields of a strategy and what it takes."""
     known = tuple(cls.model_fields)
-    lines: dict[str, str] = {}  # by field: where several types are allowed, pydantic tells of each, and the first is enough
+    lines: dict[
+        str, str
+    ] = {}  # by field: where several types are allowed, pydantic tells of each, and the first is enough
     for problem in error.errors():
         field = str(problem["loc"][0]) if problem["loc"] else ""
         if problem["type"] == "extra_forbidden":

@@ -53,7 +53,7 @@ class Registry(Mapping[str, type[S]], Generic[S]):
         if not isinstance(cls, type) or not issubclass(cls, self.base):
             raise PluginError(f"{where} is not a subclass of tokcomp.{self.base.__name__}")
         if inspect.isabstract(cls):
-            missing = ", ".join(sorted(cls.__abstractmethods__))
+            missing = ", ".join(sorted(getattr(cls, "__abstractmethods__", ())))
             raise PluginError(f"{where} does not define {missing}")
         if not name or name != name.lower() or not name.replace("_", "").isalnum() or name == "none":
             raise PluginError(f"{where}: a name has lower-case letters, digits and underscores, and 'none' is reserved")

@@ -80,9 +80,10 @@ class VisionReducer(Strategy):
         default="renumber", description="position ids of the survivors in the language model"
     )
 
-    @abstractmethod
     def sites(self, depth: int) -> tuple[Site, ...]:
-        """Where the reducer acts in a tower of ``depth`` blocks, in the order of the flow."""
+        """Where the reducer acts in a tower of ``depth`` blocks, in the order of the flow; if not overridden once, on the
+        feature layer before the projector."""
+        return (Site.features(),)
 
     @abstractmethod
     def reduce(self, view: VisionView) -> Selection:

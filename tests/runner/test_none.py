@@ -73,12 +73,10 @@ def test_nothing_is_left_after_an_exception_anywhere(where: str) -> None:
     def fail(*_: Any) -> None:
         raise Broken
 
+    handle = model.get_submodule(where).register_forward_hook(fail)
     with pytest.raises(Broken), Pipeline("mustdrop", "fastv", "h2o").attach(model):
-        handle = model.get_submodule(where).register_forward_hook(fail)
-        try:
-            generate(model, **inputs())
-        finally:
-            handle.remove()
+        generate(model, **inputs())
+    handle.remove()
     after = generate(model, **inputs())
     assert torch.equal(dense.sequences, after.sequences)
     assert fingerprint(model) == before

@@ -15,7 +15,8 @@ from tokcomp import Pipeline
 PIPELINES = {
     "uniform": Pipeline(vision={"name": "uniform", "keep_tokens": 17}),
     "fastv": Pipeline(prefill={"name": "fastv", "layer": 2, "keep_tokens": 9}),
-    "mustdrop": Pipeline(prefill={"name": "mustdrop", "layers": (1, 3, 5), "global_threshold": 0.03, "individual_threshold": 0.1}),
+    "mustdrop": Pipeline(prefill={"name": "mustdrop", "layers": (1, 3, 5), "global_threshold": 0.03,
+                                  "individual_threshold": 0.1}),
     "random": Pipeline(prefill={"name": "random", "layer": 3, "keep_tokens": 5}),
     "uniform+fastv": Pipeline({"name": "uniform", "keep_tokens": 17}, {"name": "fastv", "layer": 3, "keep_ratio": 0.4}),
     "uniform+mustdrop": Pipeline({"name": "uniform", "keep_tokens": 20},

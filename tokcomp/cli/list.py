@@ -1,0 +1,70 @@
+"""The strategies of all stages or of one, or the options of another config group.
+
+examples:
+  tokcomp list
+  tokcomp list vision
+  tokcomp list preset"""
+
+from __future__ import annotations
+
+import argparse
+
+from tokcomp.errors import ConfigurationError, suggest
+
+__all__ = ["GROUPS", "add_arguments", "execute"]
+
+STAGES = ("vision", "prefill", "cache")
+GROUPS = (*STAGES, "preset", "model", "benchmark", "experiment")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("group", nargs="?", metavar="STAGE", help=f"one of: {', '.join(GROUPS)}")
+
+
+def execute(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    if options.group is not None and options.group not in GROUPS:
+        raise ConfigurationError(
+            f"unknown stage '{options.group}'{suggest(options.group, GROUPS)} known: {', '.join(GROUPS)}"
+        )
+    console = Console()
+    for group in STAGES if options.group is None else (options.group,):
+        console.print(_strategies(group) if group in STAGES else _options(group))
+    if options.group is None:
+        console.print(
+            "`tokcomp show STAGE/NAME` tells more of one; `tokcomp list preset` names ready-made mixes.",
+            highlight=False,
+        )
+    return 0
+
+
+def _strategies(stage: str) -> object:
+    from rich.table import Table
+
+    from tokcomp.registry import REGISTRIES
+
+    table = Table(title=f"{stage}=...", title_justify="left")
+    for column in ("name", "what it does", "needs", "paper"):
+        table.add_column(column, overflow="fold")
+    for name, strategy in REGISTRIES[stage].items():
+        summary = (strategy.__doc__ or "").strip().partition("\n")[0]
+        table.add_row(name, summary, ", ".join(sorted(strategy.needs)) or "-", strategy.paper or "-")
+    table.add_row("none", "The stage passes everything through.", "-", "-")
+    return table
+
+
+def _options(group: str) -> object:
+    from rich.table import Table
+
+    from tokcomp.experiment.paths import option_file, option_names
+
+    table = Table(title=f"{group}=...", title_justify="left")
+    table.add_column("name")
+    table.add_column("what it is", overflow="fold")
+    for name in option_names(group):
+        comments = [
+            line for line in option_file(group, name).read_text(encoding="utf-8").splitlines() if line.startswith("# ")
+        ]
+        table.add_row(name, next((line[2:] for line in comments if "@package" not in line), ""))
+    return table

@@ -1,0 +1,1 @@
+"""Runs: their configuration, what they measure, and the record that they leave."""

@@ -1,0 +1,143 @@
+"""The configuration of a run: validated, complete, and with a hash that names it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from functools import partial
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, field_validator
+
+from tokcomp.benchmarks.base import Benchmark, build_benchmark
+from tokcomp.errors import ConfigurationError
+from tokcomp.experiment.messages import explain_settings
+from tokcomp.pipeline import Pipeline, build_strategy
+from tokcomp.stages import CachePolicy, PrefillFilter, Strategy, VisionReducer
+
+__all__ = ["Cache", "MeasureConfig", "ModelConfig", "Prefill", "RunConfig", "Section", "Vision", "config_hash"]
+
+
+def _spec(part: Strategy | Benchmark | None) -> dict[str, Any]:
+    return {"name": "none"} if part is None else dict(part.spec())
+
+
+_PLAIN = PlainSerializer(_spec)
+
+Vision = Annotated[VisionReducer | None, BeforeValidator(partial(build_strategy, "vision")), _PLAIN]
+Prefill = Annotated[PrefillFilter | None, BeforeValidator(partial(build_strategy, "prefill")), _PLAIN]
+Cache = Annotated[CachePolicy | None, BeforeValidator(partial(build_strategy, "cache")), _PLAIN]
+
+
+class Section(BaseModel):
+    """A part of a configuration: frozen, and no setting that it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ModelConfig(Section):
+    """Which model answers.
+
+    Attributes:
+        name: how it is called in tables.
+        path: Hugging Face id or local folder; None: the embedded model.
+        revision: branch, tag or commit of a Hugging Face id.
+        attention: the model's own attention implementation.
+        prompt: template with ``{question}`` and ``<image>``; None: the processor's chat template.
+        shape: sizes for counting FLOPs by name; None: those of the checkpoint's ``config.json``.
+    """
+
+    name: str = "tiny"
+    path: str | None = None
+    revision: str | None = None
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    prompt: str | None = None
+    shape: str | None = None
+
+    @field_validator("prompt")
+    @classmethod
+    def _has_places(cls, prompt: str | None) -> str | None:
+        if prompt is not None and "{question}" not in prompt:
+            raise ValueError(f"model.prompt={prompt!r} has no place for the question: put {{question}} into it")
+        return prompt
+
+
+class MeasureConfig(Section):
+    """What is measured besides the answers.
+
+    Attributes:
+        timing: prefill, decoding and end-to-end time.
+        repeats: times that the first batch is timed, dense and compressed in turns, after one that warms up.
+        memory: peak memory, in a pass of its own.
+    """
+
+    timing: bool = True
+    repeats: int = Field(default=5, ge=1)
+    memory: bool = True
+
+
+class RunConfig(Section):
+    """Everything that decides a run's result. ``model_dump(mode="json")`` gives back what :meth:`resolve` takes."""
+
+    model: ModelConfig = ModelConfig()
+    benchmark: Annotated[Benchmark, BeforeValidator(build_benchmark), _PLAIN] = Field(
+        default_factory=lambda: build_benchmark("scenes")
+    )
+    vision: Vision = None
+    prefill: Prefill = None
+    cache: Cache = None
+    seed: int = Field(default=0, ge=0)
+    device: str = Field(default="auto", validate_default=True)
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    measure: MeasureConfig = MeasureConfig()
+
+    @field_validator("device")
+    @classmethod
+    def _resolved(cls, device: str) -> str:
+        # The device that is used is part of the record, so that "auto" does not give two machines one hash.
+        if device == "auto":
+            return "cuda" if torch.cuda.is_available() else "cpu"
+        hint = "give cpu, cuda, cuda:N, mps, xpu or auto"
+        if device.partition(":")[0] not in ("cpu", "cuda", "mps", "xpu"):
+            raise ValueError(f"device={device} is not known: {hint}")
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:  # a CPU build of torch asserts
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"device={device} cannot be used here ({reason}): {hint}") from None
+        return device
+
+    @classmethod
+    def resolve(cls, settings: Mapping[str, Any]) -> RunConfig:
+        """The configuration that composed settings give.
+
+        Raises:
+            ConfigurationError: an unknown setting, or a value out of range; one line.
+        """
+        try:
+            return cls.model_validate(dict(settings))
+        except ValidationError as error:
+            fields = {
+                "": tuple(cls.model_fields),
+                "model": tuple(ModelConfig.model_fields),
+                "measure": tuple(MeasureConfig.model_fields),
+            }
+            raise ConfigurationError(explain_settings(error, "`tokcomp run`", fields)) from None
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """The three stages."""
+        return Pipeline(vision=self.vision, prefill=self.prefill, cache=self.cache)
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        return dtype
+
+
+def config_hash(config: RunConfig) -> str:
+    """SHA-256 of the canonical JSON of the configuration, hexadecimal; a changed default is another hash."""
+    canonical = json.dumps(config.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()

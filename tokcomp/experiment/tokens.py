@@ -1,0 +1,113 @@
+"""How many tokens each sample had in every part of the model, and the work that this made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tokcomp.measure.record import workload_from_record
+from tokcomp.measure.shape import ModelShape
+from tokcomp.measure.workload import Workload, dense_workload, growing_lengths
+from tokcomp.pipeline import Pipeline
+from tokcomp.runner.trace import Record
+
+__all__ = ["SampleTokens", "dense_sample", "recorded_sample"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleTokens:
+    """One sample.
+
+    Attributes:
+        image_tokens: image placeholders of the prompt.
+        after_vision: vision tokens that the vision stage left.
+        vision_tokens, sequence_tokens: vision tokens, and all tokens, that enter each language-model layer.
+        cache_lengths: entries of each layer's cache after the prefill, mean over heads.
+        new_tokens: tokens of the answer, its end included.
+    """
+
+    image_tokens: int
+    after_vision: int
+    vision_tokens: tuple[int, ...]
+    sequence_tokens: tuple[int, ...]
+    cache_lengths: tuple[float, ...]
+    new_tokens: int
+
+    @property
+    def equivalent_tokens(self) -> float:
+        """Mean over the layers of the vision tokens that enter them."""
+        return sum(self.vision_tokens) / len(self.vision_tokens)
+
+
+def dense_sample(shape: ModelShape, *, image_tokens: int, prompt_tokens: int, images: int,
+                 new_tokens: int) -> tuple[SampleTokens, Workload]:  # fmt: skip
+    """The sample in the model without tokcomp; ``image_tokens`` are those of all its images, which are of equal size."""
+    tokens = SampleTokens(
+        image_tokens=image_tokens,
+        after_vision=image_tokens,
+        vision_tokens=(image_tokens,) * shape.layers,
+        sequence_tokens=(prompt_tokens,) * shape.layers,
+        cache_lengths=(prompt_tokens,) * shape.layers,
+        new_tokens=new_tokens,
+    )
+    work = dense_workload(
+        shape,
+        image_tokens=image_tokens // images,
+        text_tokens=prompt_tokens - image_tokens,
+        images=images,
+        new_tokens=new_tokens,
+    )
+    return tokens, work
+
+
+def recorded_sample(record: Record, sample: int, *, shape: ModelShape, pipeline: Pipeline, passes: int, new_tokens: int,
+                    text_rows: int) -> tuple[SampleTokens, Workload]:  # fmt: skip
+    """One sample of a recorded batch.
+
+    Args:
+        record: what the trace holds of the prompt, read after the answer.
+        sample: which sample of the batch.
+        shape: the model.
+        pipeline: what was attached.
+        passes: decoding steps that the batch took.
+        new_tokens: tokens of the sample's answer, its end included: later steps only waited for the other samples.
+        text_rows: text tokens of the sample after its last image.
+    """
+    sequence = tuple(layer[sample] for layer in record.sequence_tokens)
+    now = tuple(layer[sample] for layer in record.cache_lengths)
+    read = record.decode_lengths
+    if read:
+        # What a step reads is what was there before it, and its own entry.
+        after_prefill = tuple(layer[sample] - 1 for layer in read[0])
+        decode = tuple(tuple(layer[sample] for layer in step) for step in read[: new_tokens - 1])
+    else:
+        # Nothing leaves in decoding: every step added one entry. A pipeline without strategies tracks no cache.
+        after_prefill = tuple(length - passes for length in now) or sequence
+        decode = growing_lengths(after_prefill, new_tokens)
+    tokens = SampleTokens(
+        image_tokens=record.image_tokens[sample],
+        after_vision=record.after_vision[sample],
+        vision_tokens=tuple(layer[sample] for layer in record.vision_tokens),
+        sequence_tokens=sequence,
+        cache_lengths=after_prefill,
+        new_tokens=new_tokens,
+    )
+    counted = _OneSample(record, sample, tokens, decode)
+    work = workload_from_record(counted, shape, pipeline=pipeline, new_tokens=new_tokens, text_rows=text_rows)
+    return tokens, work
+
+
+class _OneSample:
+    """A batch of one with its own number of decoding steps, in the form in which work is counted."""
+
+    def __init__(self, record: Record, sample: int, tokens: SampleTokens,
+                 decode: Sequence[Sequence[float]]) -> None:  # fmt: skip
+        first = sum(record.images_of[:sample])
+        mine = slice(first, first + record.images_of[sample])
+        self.sequence_tokens = [(count,) for count in tokens.sequence_tokens]
+        self.vision_tokens = [(count,) for count in tokens.vision_tokens]
+        self.cache_lengths = [(count,) for count in tokens.cache_lengths]
+        self.images_of = (record.images_of[sample],)
+        self.tower_tokens = [block[mine] for block in record.tower_tokens]
+        self.projector_tokens = record.projector_tokens[mine]
+        self.decode_lengths = [[(length,) for length in step] for step in decode]
