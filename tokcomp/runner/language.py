@@ -136,12 +136,23 @@ class LanguageStage:
         cache = kwargs.get("past_key_values")
         if cache is None and self._wants_cache(kwargs):
             cache = DynamicCache(config=self.decoder.config)
+        self._refuse_half_measures(cache)
         if cache is not None:
             acts = self.evictor is not None and self.evictor.policy.acts_in_decoding
             adopt(cache, request, len(self.decoder.layers), note_reads=acts)
         sequence, kwargs, changed = self.reader.first_sequence(request, mask, {**kwargs, "past_key_values": cache})
         self._local.run = Pass(self.decoder, request, True, sequence.positions, sequence=sequence, changed=changed)
         return kwargs
+
+    def _refuse_half_measures(self, cache: Any) -> None:
+        """Refuse what would run, but not do what was asked."""
+        if cache is None and self.evictor is not None:
+            raise UnsupportedError(
+                f"cache policy '{self.evictor.policy.name}' has no cache to act on: run with use_cache=True, or leave it out"
+            )
+        module = self.decoder.module
+        if module.training and any(getattr(layer, "gradient_checkpointing", False) for layer in self.decoder.layers):
+            raise UnsupportedError("gradient checkpointing runs layers twice, which is not supported while attached: disable it")
 
     def _wants_cache(self, kwargs: dict[str, Any]) -> bool:
         wanted = kwargs.get("use_cache")
