@@ -1,22 +1,34 @@
-# Two commands do everything: `make demo` and `make test`.
-VENV ?= .venv
+# Two commands do everything: `make demo` and `make test`. PYTHON and VENV choose another Python and another place.
 PYTHON ?= python3
+VENV ?= .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+OUT ?= outputs/demo
 
-.PHONY: env demo test test-fast lint docs results bench clean
+export HF_HUB_OFFLINE := 1
+export NO_MKDOCS_2_WARNING := 1
+
+.PHONY: demo env test test-fast lint format docs results bench clean help
 .DEFAULT_GOAL := demo
 
-env: $(STAMP)  ## the environment: torch first (its CPU build), then tokcomp with everything that development needs
-$(STAMP): pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
-	touch $(STAMP)
+demo: $(VENV)/.demo  ## the embedded model, dense and compressed in all three stages: a table, and a picture of what it kept
+	$(BIN)/tokcomp run preset=mustdrop vision.merge_layer=5 benchmark.samples=100 measure.repeats=3 hydra.run.dir=$(OUT)
+	$(BIN)/tokcomp view docs/images/scene.png "describe all the digits" preset=tome+fastv+h2o vision.r=12 --out $(OUT)/view.png
 
-demo: env  ## MustDrop on the embedded model: a table, and a picture of what it kept
-	$(BIN)/tokcomp run preset=mustdrop benchmark.samples=100 hydra.run.dir=outputs/demo
-	$(BIN)/tokcomp view docs/images/scene.png "what digit is red ?" preset=mustdrop --out outputs/demo/view.png
+env: $(VENV)/.dev  ## .venv with everything that development needs
+
+$(VENV)/.torch:  # first and pinned: its wheel for the CPU
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) torch==2.13.0
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.torch pyproject.toml
+	$(PIP) --editable ".[demo]"
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.torch pyproject.toml
+	$(PIP) --editable ".[dev]"
+	@touch $(VENV)/.demo $@
 
 test: env  ## all tests, the long ones too
 	$(BIN)/python -m pytest -n 2
@@ -29,14 +41,21 @@ lint: env  ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-docs: env  ## the site, strict
+format: env  ## repair what ruff can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: env  ## the site, strict, in site/
 	$(BIN)/mkdocs build --strict --quiet
 
-results: env  ## the figures of README and docs, from runs on the embedded model
+results: env  ## the tables and pictures of README and site, from runs on the embedded model (half an hour)
 	$(BIN)/python docs/generate.py
 
 bench: env  ## prefill speed against what the FLOPs promise
 	$(BIN)/python benchmarks/prefill.py
 
-clean:
+clean:  ## remove what the other targets made
 	rm -rf $(VENV) outputs multirun site dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | column -t -s '|'

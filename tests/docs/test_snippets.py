@@ -14,7 +14,9 @@ from tokcomp.registry import REGISTRIES
 ROOT = Path(__file__).parent.parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NOT_RUN = "<!-- not run: needs a 7B checkpoint -->"
-_BLOCK = re.compile(r"^(?P<mark><!--[^\n]*-->\n)?(?P<fence>`{3,})python[^\n]*\n(?P<code>.*?)^(?P=fence)$", re.DOTALL | re.MULTILINE)
+_BLOCK = re.compile(
+    r"^(?P<mark><!--[^\n]*-->\n)?(?P<fence>`{3,})python[^\n]*\n(?P<code>.*?)^(?P=fence)$", re.DOTALL | re.MULTILINE
+)
 
 
 class Block(NamedTuple):
@@ -55,7 +57,10 @@ def test_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_blocks_are_found() -> None:
     text = f"```python\na = 1\n```\n\n{NOT_RUN}\n```python\nb\n```\n```yaml\nc: 1\n```\n"
-    assert [(block.line, block.code.strip(), block.skipped) for block in blocks(text)] == [(2, "a = 1", False), (7, "b", True)]
+    assert [(block.line, block.code.strip(), block.skipped) for block in blocks(text)] == [
+        (2, "a = 1", False),
+        (7, "b", True),
+    ]
 
 
 def test_few_blocks_are_not_run() -> None:

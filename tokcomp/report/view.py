@@ -101,11 +101,13 @@ def _columns_of(stories: Sequence[Story], pipeline: Pipeline) -> Any:
     tallest = max(min(max(story.seen.shape[0] / story.seen.shape[1], 0.5), 1.6) for story in stories)
     cell = (2.75, 2.75 * tallest)
     canvas = figure(0.8 + 2.75 * len(stories) + 0.3 * (len(stories) - 1), 0.5 + 2 * cell[1] + 0.9)
+    differ = len({story.question for story in stories}) > 1
     for column, story in enumerate(stories):
         panels = panels_of(story, pipeline)
         for row, panel in enumerate((panels[0], panels[-1])):
             axes = place(canvas, column, row, cell, -0.1)
-            axes.set_title(panel.note if row else story.question, loc="left", fontsize=8.5, color=MUTED)
+            title = panel.note if row else story.question if differ else ""
+            axes.set_title(title, loc="left", fontsize=8.5, color=MUTED)
             panel.draw(axes)
     return canvas
 

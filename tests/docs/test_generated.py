@@ -1,0 +1,124 @@
+"""What the site and the README say about strategies and results comes from the code and from records."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+
+from tests.docs.test_snippets import ROOT
+from tokcomp.registry import REGISTRIES
+
+STRATEGIES = [(stage, name) for stage, registry in REGISTRIES.items() for name in registry]
+
+
+def load(path: str) -> ModuleType:
+    """A script of the folder ``docs``, which is no package."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / "docs" / path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def gallery() -> ModuleType:
+    pytest.importorskip("mkdocs")
+    return load("hooks/strategies.py")
+
+
+@pytest.fixture(scope="module")
+def tables() -> ModuleType:
+    return load("hooks/tables.py")
+
+
+@pytest.mark.parametrize(("stage", "name"), STRATEGIES)
+def test_a_page_tells_every_field(gallery: ModuleType, stage: str, name: str, tmp_path: Path) -> None:
+    cls = REGISTRIES[stage][name]
+    page = gallery.strategy_page(stage, name, cls, tmp_path)
+    rows = re.findall(r"^\| `(\w+)` \|.*$", page, re.MULTILINE)
+    assert rows == list(cls.model_fields)
+    for row in re.findall(r"^\| `\w+` \|.*$", page, re.MULTILINE):
+        cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", re.sub(r"`[^`]*`", "code", row))[1:-1]]
+        assert len(cells) == 4
+        assert all(cells), f"an empty cell in {row}"
+    assert "Attributes:" not in page
+    assert "``" not in page.replace("```", "")
+    assert ":class:" not in page
+    assert ":func:" not in page
+    assert all(signal.value in page for signal in cls.needs)
+
+
+@pytest.mark.parametrize(("stage", "name"), STRATEGIES)
+def test_a_paper_is_linked(gallery: ModuleType, stage: str, name: str, tmp_path: Path) -> None:
+    cls = REGISTRIES[stage][name]
+    for number in re.findall(r"\d{4}\.\d{5}", cls.paper):
+        assert f"(https://arxiv.org/abs/{number})" in gallery.strategy_page(stage, name, cls, tmp_path)
+
+
+def test_the_overview_lists_all(gallery: ModuleType) -> None:
+    page = gallery.overview()
+    assert all(f"[`{name}`]({stage}-{name}.md)" in page for stage, name in STRATEGIES)
+    presets = {path.stem for path in (ROOT / "configs" / "preset").glob("*.yaml")}
+    assert set(re.findall(r"`preset=([^`]+)`", page)) == presets
+
+
+def test_the_navigation_has_all_pages(gallery: ModuleType) -> None:
+    config = gallery.on_config(SimpleNamespace(nav=[{"Start": "index.md"}, {"Strategies": []}]))
+    text = json.dumps(config.nav)
+    assert all(f"strategies/{stage}-{name}.md" in text for stage, name in STRATEGIES)
+
+
+def test_the_readme_holds_the_committed_results(tables: ModuleType) -> None:
+    """`make results` was run after the last change of a record."""
+    generate = load("generate.py")
+    entries = tables.read(ROOT / "docs" / "results")
+    assert entries
+    text = (ROOT / "README.md").read_text()
+    for name, table in (
+        ("results", tables.comparison(entries)),
+        ("budgets", tables.budgets(entries)),
+        ("kinds", tables.kinds()),
+    ):
+        assert f"<!-- {name}:begin -->\n{table}\n<!-- {name}:end -->" in text
+    assert generate.view_command() in text
+    assert {entry.choice for entry in entries} == {*generate.PRESETS, *generate.BUDGETS}
+
+
+def test_a_record_is_committed_without_what_no_table_needs(tables: ModuleType, tmp_path: Path) -> None:
+    entry = tables.read(ROOT / "docs" / "results")[0]
+    tables.write(tmp_path, entry)
+    assert tables.read(tmp_path) == [entry]
+    written = json.loads((tmp_path / f"{entry.name}.json").read_text())["result"]
+    assert not written["samples"]
+    assert "platform" not in written["environment"]
+
+
+def test_a_failed_run_is_no_result(tables: ModuleType, tmp_path: Path) -> None:
+    entry = tables.read(ROOT / "docs" / "results")[0]
+    failed = entry.result.model_copy(
+        update={"status": "failed", "dense": None, "compressed": None, "error": "out of luck"}
+    )
+    tables.write(tmp_path, tables.Entry("a", "presets", "preset=x", "tokcomp run preset=x", failed))
+    assert tables.read(tmp_path) == []
+    assert tables.comparison([]) == tables.budgets([]) == ""
+
+
+def test_markers_that_are_missing_are_named() -> None:
+    generate = load("generate.py")
+    assert generate.filled("a <!-- x:begin -->old<!-- x:end --> b", {"x": lambda: r"new \1"}).count(r"new \1") == 1
+    with pytest.raises(SystemExit, match="x:begin"):
+        generate.filled("nothing", {"x": lambda: ""})
+
+
+def test_every_picture_that_a_page_shows_is_there() -> None:
+    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
+        for target in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", page.read_text()):
+            assert (page.parent / target).is_file(), f"{page.name} shows {target}"
