@@ -152,7 +152,9 @@ class LanguageStage:
             )
         module = self.decoder.module
         if module.training and any(getattr(layer, "gradient_checkpointing", False) for layer in self.decoder.layers):
-            raise UnsupportedError("gradient checkpointing runs layers twice, which is not supported while attached: disable it")
+            raise UnsupportedError(
+                "gradient checkpointing runs layers twice, which is not supported while attached: disable it"
+            )
 
     def _wants_cache(self, kwargs: dict[str, Any]) -> bool:
         wanted = kwargs.get("use_cache")
