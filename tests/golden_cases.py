@@ -11,7 +11,8 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
-GOLDEN = Path(os.environ.get("TOKCOMP_GOLDEN") or Path(__file__).parent / "golden")
+SHIPPED = Path(__file__).parent / "golden"
+GOLDEN = Path(os.environ.get("TOKCOMP_GOLDEN") or SHIPPED)
 
 
 def folders(*prefixes: str) -> list[Path]:

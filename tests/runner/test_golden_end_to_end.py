@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPVisionModel, LlamaForCausalLM, LlavaForConditionalGeneration
 
-from tests.golden_cases import folders, group, meta, tensors
+from tests.golden_cases import SHIPPED, folders, group, meta, tensors
 from tests.tiny_models import generate
 from tokcomp import Pipeline
 from tokcomp.models.llava import clip_tower
@@ -29,16 +29,14 @@ LOGITS = {"atol": 1e-3, "rtol": 0.0}
 
 
 def weights_of(folder: Path, letter: str | None = None) -> Path:
-    """A folder's own model; cases without one share that of variant ``letter``, or of the first variant."""
+    """A folder's own model; cases without one share that of variant ``letter``, or of the first variant, which may be one
+    that the repository ships."""
     if letter is None and (folder / "hf_model").is_dir():
         return folder / "hf_model"
-    candidates = [
-        f
-        for f in folders("mustdrop_e2e")
-        if (f / "hf_model").is_dir() and (letter is None or f.name.endswith("_" + letter))
-    ]
-    assert candidates, f"no weights for {folder.name}: no mustdrop_e2e_{letter or '*'}/hf_model"
-    return candidates[0] / "hf_model"
+    name = f"mustdrop_e2e_{letter or '*'}/hf_model"
+    candidates = [*sorted(folder.parent.glob(name)), *sorted(SHIPPED.glob(name))]
+    assert candidates, f"no weights for {folder.name}: no {name}"
+    return candidates[0]
 
 
 @cache
