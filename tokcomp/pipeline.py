@@ -31,7 +31,7 @@ class Pipeline:
     Raises:
         ConfigurationError: an unknown name or field, or a value out of range.
 
-    Example:
+    Examples:
         >>> pipeline = Pipeline(vision="mustdrop", prefill={"name": "fastv", "layer": 2, "keep_ratio": 0.5})
         >>> with pipeline.attach(model) as trace:  # doctest: +SKIP
         ...     out = model.generate(**inputs)

@@ -120,7 +120,7 @@ def details(entries: list[Entry]) -> str:
     lines: list[str] = []
     for entry in entries:
         before, after = entry.sides
-        lines += [f"### `{entry.choice}`", "", "```", entry.command, "```", ""]
+        lines += [f"**`{entry.choice}`**", "", "```", entry.command, "```", ""]
         lines += ["| | dense | compressed |", "|---|---:|---:|"]
         lines.append(f"| accuracy | {_accuracy(before)} | {_accuracy(after)} |")
         for kind, score in before.accuracy.by_kind.items():

@@ -41,6 +41,9 @@ class PerSample(tuple[Any, ...]):
             return len(self) == 1 and bool(self[0] == other)
         return tuple(self) == other
 
+    def __ne__(self, other: object) -> bool:  # tuple has one of its own
+        return not self == other
+
     def __hash__(self) -> int:
         return hash(self[0]) if len(self) == 1 else hash(tuple(self))
 
