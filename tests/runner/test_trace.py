@@ -12,7 +12,7 @@ from tokcomp.runner.trace import PerSample, Trace
 def test_one_sample_stands_for_its_value() -> None:
     one, two = PerSample([144]), PerSample([144, 12])
     assert one == 144
-    assert not one != 144
+    assert (one != 144) is False
     assert one != 143
     assert int(one) == 144
     assert float(one) == 144.0
