@@ -8,7 +8,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
-__all__ = ["Budget", "one_budget"]
+__all__ = ["Budget", "Budgeted"]
 
 
 class Budget(BaseModel):
@@ -52,18 +52,33 @@ class Budget(BaseModel):
         return min(max(share, 1), n)
 
 
-def one_budget(fields: Any, *, keep_ratio: float) -> Any:
-    """What a strategy with flat fields ``keep_ratio`` and ``keep_tokens`` was given, its default made to give way.
+class Budgeted(BaseModel):
+    """The flat budget fields of a strategy: a share whose default gives way where a number is given.
 
-    For a ``model_validator(mode="before")``: None counts as not given; where neither is given, ``keep_ratio`` becomes
-    the default; where only ``keep_tokens`` is given, ``keep_ratio`` becomes None.
-
-    Raises:
-        ValueError: both are given.
+    Attributes:
+        keep_ratio: share of the tokens that is kept. A strategy with another default declares the field again.
+        keep_tokens: number of tokens that is kept.
     """
-    if not isinstance(fields, dict):
-        return fields
-    ratio, tokens = fields.get("keep_ratio"), fields.get("keep_tokens")
-    if ratio is not None and tokens is not None:
-        raise ValueError(f"give keep_ratio ({ratio}) or keep_tokens ({tokens}), not both: set the other one to null")
-    return {**fields, "keep_ratio": keep_ratio if ratio is None and tokens is None else ratio, "keep_tokens": tokens}
+
+    keep_ratio: float | None = Field(default=0.25, gt=0, le=1, description="share of the tokens that is kept")
+    keep_tokens: int | None = Field(default=None, ge=1, description="number of tokens that is kept")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_budget(cls, fields: Any) -> Any:
+        """None counts as not given; given both is refused."""
+        if not isinstance(fields, dict):
+            return fields
+        ratio, tokens = fields.get("keep_ratio"), fields.get("keep_tokens")
+        if ratio is not None and tokens is not None:
+            raise ValueError(
+                f"give keep_ratio ({ratio}) or keep_tokens ({tokens}), not both: set the other one to null"
+            )
+        if ratio is None and tokens is None:
+            ratio = cls.model_fields["keep_ratio"].default
+        return {**fields, "keep_ratio": ratio, "keep_tokens": tokens}
+
+    @property
+    def budget(self) -> Budget:
+        """The two fields as one value."""
+        return Budget(keep_ratio=self.keep_ratio, keep_tokens=self.keep_tokens)

@@ -21,33 +21,22 @@ def _declared(value: Any, signal: Signal) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class VisionView:
-    """What a :class:`~tokcomp.VisionReducer` sees of a batch of images at one site.
+class TokenView:
+    """What the views of vision tokens share.
 
     Attributes:
-        site: where in the vision stage this is.
-        depth: number of blocks of the tower.
-        tokens: patch tokens ``[b, n, d]``, prefix tokens (CLS) left out.
-        valid: ``[b, n]``, False where a row is padding of a ragged batch.
+        tokens: states of the vision tokens present ``[b, n, d]``.
+        valid: ``[b, n]``, False where a row is padding of a ragged batch (at its end).
         sizes: how many original patches each token stands for ``[b, n]`` float.
-        origin: index of the original patch that each token stands at ``[b, n]``, raster order.
-        protected: key tokens marked so far ``[b, n]`` bool.
-        grid: rows and columns of the original patch grid.
-        n_prefix: prefix tokens (CLS, registers) that stand before the patches in the tower.
+        origin: index of the original token that each one stands at ``[b, n]``.
+        protected: key tokens ``[b, n]`` bool.
     """
 
-    site: Site
-    depth: int
     tokens: Tensor
     valid: Tensor
     sizes: Tensor
     origin: Tensor
     protected: Tensor
-    grid: tuple[int, int]
-    n_prefix: int = 0
-    _keys: Tensor | None = field(default=None, repr=False)
-    _prefix_keys: Tensor | None = field(default=None, repr=False)
-    _cls_attention: Tensor | None = field(default=None, repr=False)
     _digest: Tensor | None = field(default=None, repr=False)
 
     @property
@@ -69,6 +58,36 @@ class VisionView:
         return self.tokens.device
 
     @property
+    def digest(self) -> Tensor:
+        """An integer per row that depends on its own content only, pixels and prompt tokens ``[b]``: the seed of
+        randomness that does not depend on the neighbours in a batch."""
+        return _declared(self._digest, Signal.DIGEST)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionView(TokenView):
+    """What a :class:`~tokcomp.VisionReducer` sees of a batch of images at one site.
+
+    Attributes:
+        site: where in the vision stage this is.
+        depth: number of blocks of the tower.
+        tokens: patch tokens ``[b, n, d]``, prefix tokens (CLS) left out.
+        valid: ``[b, n]``, False where a row is padding of a ragged batch.
+        sizes: how many original patches each token stands for ``[b, n]`` float.
+        origin: index of the original patch that each token stands at ``[b, n]``, raster order.
+        protected: key tokens marked so far ``[b, n]`` bool.
+        grid: rows and columns of the original patch grid.
+        n_prefix: prefix tokens (CLS, registers) that stand before the patches in the tower.
+    """
+
+    site: Site
+    depth: int
+    grid: tuple[int, int]
+    n_prefix: int = 0
+    _keys: Tensor | None = field(default=None, repr=False)
+    _cls_attention: Tensor | None = field(default=None, repr=False)
+
+    @property
     def keys(self) -> Tensor:
         """Attention keys of the block that the site belongs to, mean over heads ``[b, n, d_head]``."""
         return _declared(self._keys, Signal.KEYS)
@@ -79,15 +98,9 @@ class VisionView:
         column is left out without renormalising); 0 for padding."""
         return _declared(self._cls_attention, Signal.CLS_ATTENTION)
 
-    @property
-    def digest(self) -> Tensor:
-        """An integer per image that depends on its pixels only ``[b]``: the seed of per-image randomness that does not
-        depend on the neighbours in a batch."""
-        return _declared(self._digest, Signal.DIGEST)
-
 
 @dataclass(frozen=True, kw_only=True)
-class PrefillView:
+class PrefillView(TokenView):
     """What a :class:`~tokcomp.PrefillFilter` sees after one language-model layer.
 
     Attributes:
@@ -103,35 +116,11 @@ class PrefillView:
 
     layer: int
     depth: int
-    tokens: Tensor
-    valid: Tensor
-    sizes: Tensor
-    origin: Tensor
     image: Tensor
-    protected: Tensor
     initial: Tensor
     _attention: Tensor | None = field(default=None, repr=False)
     _rows: Tensor | None = field(default=None, repr=False)
     _keys: Tensor | None = field(default=None, repr=False)
-    _digest: Tensor | None = field(default=None, repr=False)
-
-    @property
-    def batch_size(self) -> int:
-        return self.tokens.shape[0]
-
-    @property
-    def n_tokens(self) -> int:
-        """Vision tokens of the longest row."""
-        return self.tokens.shape[1]
-
-    @property
-    def counts(self) -> Tensor:
-        """Vision tokens of each row ``[b]``."""
-        return self.valid.sum(dim=1)
-
-    @property
-    def device(self) -> torch.device:
-        return self.tokens.device
 
     @property
     def attention(self) -> Tensor:
@@ -149,11 +138,6 @@ class PrefillView:
     def keys(self) -> Tensor:
         """Rotated attention keys of the vision tokens ``[b, g, n, d_head]``."""
         return _declared(self._keys, Signal.KEYS)
-
-    @property
-    def digest(self) -> Tensor:
-        """An integer per sample that depends on its image pixels and prompt tokens only ``[b]``."""
-        return _declared(self._digest, Signal.DIGEST)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -59,7 +59,6 @@ def random_view(
         grid=grid,
         n_prefix=n_prefix,
         _keys=_padded(torch.randn(b, n, HEAD_WIDTH, generator=generator), valid, 1e4).to(dtype),
-        _prefix_keys=torch.randn(b, n_prefix, HEAD_WIDTH, generator=generator).to(dtype),
         _cls_attention=attention.masked_fill(~valid[:, None], 0.0),
         _digest=torch.randint(-(2**62), 2**62, (b,), generator=generator),
     )
@@ -82,7 +81,7 @@ def alone(view: VisionView, row: int) -> VisionView:
         part = value[row : row + 1]
         if name == "_cls_attention":
             part = part[..., :count]
-        elif name not in ("_digest", "_prefix_keys"):
+        elif name not in ("_digest",):
             part = part[:, :count]
         parts[name] = part.clone()
     return dataclasses.replace(view, **parts)

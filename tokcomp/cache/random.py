@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from tokcomp.budget import Budget, one_budget
+from tokcomp.budget import Budgeted
 from tokcomp.ops.hashing import uniform
 from tokcomp.ops.recency import last
 from tokcomp.registry import CACHE
@@ -20,7 +20,7 @@ _STREAM = 2  # layer i draws stream 2 + i; the earlier stages draw the streams b
 
 
 @CACHE.register("random")
-class Random(CachePolicy):
+class Random(Budgeted, CachePolicy):
     """Keeps a random choice of the entries, per KV head, in their order: the control that every policy has to beat.
 
     Acts once, after the prefill. An entry's number depends on the image, the prompt, ``seed``, layer, head and the
@@ -42,13 +42,7 @@ class Random(CachePolicy):
     recent_tokens: int = Field(default=0, ge=0, description="last entries that stay in any case")
     seed: int = Field(default=0, ge=0, description="seed of the choice")
 
-    @model_validator(mode="before")
-    @classmethod
-    def _one_budget(cls, fields: Any) -> Any:
-        return one_budget(fields, keep_ratio=0.5)
-
     def after_prefill(self, view: CacheView) -> Selection:
-        budget = Budget(keep_ratio=self.keep_ratio, keep_tokens=self.keep_tokens)
         heads = view.keys.shape[1]
         # Left padding moves all of a sample's positions, so they are counted from its first entry.
         start = view.index.masked_fill(~view.valid, torch.iinfo(view.index.dtype).max).amin(dim=-1, keepdim=True)
@@ -60,4 +54,4 @@ class Random(CachePolicy):
         stay = last(view.valid, self.recent_tokens)
         exempt = self.exempt(view)
         stay = stay if exempt is None else stay | exempt
-        return Selection.top_k(scores, budget.resolve(view.counts), valid=view.valid, protected=stay)
+        return Selection.top_k(scores, self.budget.resolve(view.counts), valid=view.valid, protected=stay)

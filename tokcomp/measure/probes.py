@@ -137,7 +137,6 @@ def vision_view(content: Content, reducer: VisionReducer, site: Site, depth: int
         grid=grid,
         n_prefix=n_prefix,
         _keys=keys if Signal.KEYS in needs else None,
-        _prefix_keys=keys[:, :n_prefix] if Signal.KEYS in needs and n_prefix else None,
         _cls_attention=attention(content, 1, n, n_prefix)[:, :, 0] if Signal.CLS_ATTENTION in needs else None,
         _digest=torch.zeros(1, dtype=torch.long) if Signal.DIGEST in needs else None,
     )

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
-from tokcomp.budget import Budget, one_budget
+from tokcomp.budget import Budgeted
 from tokcomp.errors import CompatibilityError
 from tokcomp.registry import PREFILL
 from tokcomp.stages import LayerSpec, PrefillFilter, resolve_layer
@@ -16,7 +16,7 @@ __all__ = ["FastV"]
 
 
 @PREFILL.register("fastv")
-class FastV(PrefillFilter):
+class FastV(Budgeted, PrefillFilter):
     """Keeps the vision tokens that the prompt's last token attends to most.
 
     "An Image is Worth 1/2 Tokens After Layer 2: Plug-and-Play Inference Acceleration for Large Vision-Language Models",
@@ -42,12 +42,6 @@ class FastV(PrefillFilter):
 
     layer: LayerSpec = Field(default=2, description="the paper's K, at least 1: tokens leave before this layer")
     keep_ratio: float | None = Field(default=0.5, gt=0, le=1, description="share of the vision tokens that is kept")
-    keep_tokens: int | None = Field(default=None, ge=1, description="number of vision tokens that is kept")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _one_budget(cls, fields: Any) -> Any:
-        return one_budget(fields, keep_ratio=0.5)
 
     @field_validator("layer")
     @classmethod
@@ -66,10 +60,9 @@ class FastV(PrefillFilter):
         return (layer - 1,)
 
     def filter(self, view: PrefillView) -> Selection:
-        budget = Budget(keep_ratio=self.keep_ratio, keep_tokens=self.keep_tokens)
         return Selection.top_k(
             view.attention.float().mean(dim=1)[:, -1],  # (b, n)
-            budget.resolve(view.counts),
+            self.budget.resolve(view.counts),
             valid=view.valid,
             protected=view.protected & view.valid if self.respects_protected else None,
         )

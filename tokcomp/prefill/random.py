@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
-from tokcomp.budget import Budget, one_budget
+from tokcomp.budget import Budgeted
 from tokcomp.errors import CompatibilityError
 from tokcomp.ops.hashing import uniform
 from tokcomp.registry import PREFILL
@@ -19,7 +19,7 @@ _STREAM = 1  # other numbers than the vision and the cache stage draw from the s
 
 
 @PREFILL.register("random")
-class Random(PrefillFilter):
+class Random(Budgeted, PrefillFilter):
     """Keeps a random choice of the vision tokens, in their order: the control that every filter has to beat.
 
     Acts once, before layer ``layer``, with FastV's layer numbers and budget, so that the two differ in nothing but the
@@ -37,13 +37,7 @@ class Random(PrefillFilter):
 
     layer: LayerSpec = Field(default=2, description="tokens leave before this layer, at least 1")
     keep_ratio: float | None = Field(default=0.5, gt=0, le=1, description="share of the vision tokens that is kept")
-    keep_tokens: int | None = Field(default=None, ge=1, description="number of vision tokens that is kept")
     seed: int = Field(default=0, ge=0, description="seed of the choice")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _one_budget(cls, fields: Any) -> Any:
-        return one_budget(fields, keep_ratio=0.5)
 
     @field_validator("layer")
     @classmethod
@@ -62,12 +56,11 @@ class Random(PrefillFilter):
         return (layer - 1,)
 
     def filter(self, view: PrefillView) -> Selection:
-        budget = Budget(keep_ratio=self.keep_ratio, keep_tokens=self.keep_tokens)
         places = view.origin.clamp(min=0)  # (b, n)
         numbers = uniform(view.digest, int(places.max()) + 1, seed=self.seed, stream=_STREAM)
         return Selection.top_k(
             numbers.gather(1, places),
-            budget.resolve(view.counts),
+            self.budget.resolve(view.counts),
             valid=view.valid,
             protected=view.protected & view.valid if self.respects_protected else None,
         )

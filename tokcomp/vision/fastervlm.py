@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from pydantic import Field, model_validator
-
-from tokcomp.budget import Budget, one_budget
+from tokcomp.budget import Budgeted
 from tokcomp.registry import VISION
 from tokcomp.stages import VisionReducer
 from tokcomp.types import Selection, Signal, Site, VisionView
@@ -15,7 +13,7 @@ __all__ = ["FasterVLM"]
 
 
 @VISION.register("fastervlm")
-class FasterVLM(VisionReducer):
+class FasterVLM(Budgeted, VisionReducer):
     """Keeps the patches that the vision tower's CLS token attends to most, in image order.
 
     Zhang et al., "[CLS] Attention is All You Need for Training-Free Visual Token Pruning: Make VLM Inference Faster", 2024,
@@ -36,18 +34,9 @@ class FasterVLM(VisionReducer):
     needs: ClassVar[frozenset[Signal]] = frozenset({Signal.CLS_ATTENTION})
     paper: ClassVar[str] = "FasterVLM, 2024, arXiv 2412.01818 v1"
 
-    keep_ratio: float | None = Field(default=0.25, gt=0, le=1, description="share of the tokens that is kept")
-    keep_tokens: int | None = Field(default=None, ge=1, description="number of tokens that is kept")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _one_budget(cls, fields: Any) -> Any:
-        return one_budget(fields, keep_ratio=0.25)
-
     def sites(self, depth: int) -> tuple[Site, ...]:
         return (Site.features(),)
 
     def reduce(self, view: VisionView) -> Selection:
-        budget = Budget(keep_ratio=self.keep_ratio, keep_tokens=self.keep_tokens)
         scores = view.cls_attention.mean(dim=1)  # (b, n)
-        return Selection.top_k(scores, budget.resolve(view.counts), valid=view.valid)
+        return Selection.top_k(scores, self.budget.resolve(view.counts), valid=view.valid)

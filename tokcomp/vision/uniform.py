@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
-from tokcomp.budget import Budget, one_budget
+from tokcomp.budget import Budget, Budgeted
 from tokcomp.registry import VISION
 from tokcomp.stages import CompatibilityError, VisionReducer
 from tokcomp.types import Selection, Site, VisionView
@@ -18,7 +18,7 @@ __all__ = ["Uniform"]
 
 
 @VISION.register("uniform")
-class Uniform(VisionReducer):
+class Uniform(Budgeted, VisionReducer):
     """Keeps tokens at regular distances, in image order: a control that knows nothing but places.
 
     Acts on the feature layer, before the projector. With ``layout`` 1d, K of N tokens are those at the middles of K
@@ -32,21 +32,14 @@ class Uniform(VisionReducer):
         layout: along the sequence, or a lattice of the grid.
     """
 
-    keep_ratio: float | None = Field(default=0.25, gt=0, le=1, description="share of the tokens that is kept")
     keep_tokens: int | None = Field(default=None, ge=1, description="number of tokens that is kept (2d: at most)")
     layout: Literal["1d", "2d"] = Field(default="1d", description="along the sequence, or a lattice of the patch grid")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _one_budget(cls, fields: Any) -> Any:
-        return one_budget(fields, keep_ratio=0.25)
 
     def sites(self, depth: int) -> tuple[Site, ...]:
         return (Site.features(),)
 
     def reduce(self, view: VisionView) -> Selection:
-        budget = Budget(keep_ratio=self.keep_ratio, keep_tokens=self.keep_tokens)
-        return self._line(view, budget) if self.layout == "1d" else self._lattice(view, budget)
+        return self._line(view, self.budget) if self.layout == "1d" else self._lattice(view, self.budget)
 
     def _line(self, view: VisionView, budget: Budget) -> Selection:
         counts = view.counts[:, None]
