@@ -61,6 +61,13 @@ BUDGETS = (
     "vision=uniform vision.keep_tokens=20",
     "vision=random vision.keep_tokens=20",
 )
+INSIDE = (
+    "prefill=fastv prefill.keep_tokens=16",
+    "prefill=random prefill.keep_tokens=16",
+    "prefill=fastv prefill.layer=1 prefill.keep_tokens=16",
+    "prefill=random prefill.layer=1 prefill.keep_tokens=16",
+)
+TABLES = {"presets": PRESETS, "budgets": BUDGETS, "inside": INSIDE}
 SCENES = (8, 13, 15)
 VIEW = "preset=mustdrop-64 vision.merge_layer=5 prefill.positions=keep cache.positions=keep"
 SHOWN = {
@@ -97,20 +104,25 @@ def model() -> LoadedModel:
 
 
 def results(samples: int) -> None:
-    """Run every line of both tables and commit its record; records of lines that are gone go with them."""
+    """Run every line of the tables and commit its record; records of lines that are gone go with them."""
     for old in (DOCS / "results").glob("*.json"):
         old.unlink()
-    for table, choices in (("presets", PRESETS), ("budgets", BUDGETS)):
-        for number, choice in enumerate(choices):
-            shared = f"model=tiny benchmark=scenes benchmark.samples={samples}"
-            if table == "budgets":
-                shared += " measure.timing=false measure.memory=false"
-            sys.stderr.write(f"tokcomp run {choice} {shared}\n")
-            config = RunConfig.resolve(compose(f"{choice} {shared}".split()))
-            with tempfile.TemporaryDirectory() as folder:
-                result = run_recorded(config, Path(folder), load=lambda _: model())
-            command = f"tokcomp run {choice} {shared}"
-            tables.write(DOCS / "results", tables.Entry(f"{table}-{number:02d}", table, choice, command, result))
+    for table in TABLES:
+        make(table, samples)
+
+
+def make(table: str, samples: int) -> None:
+    """Run every line of one table and commit its record."""
+    for number, choice in enumerate(TABLES[table]):
+        shared = f"model=tiny benchmark=scenes benchmark.samples={samples}"
+        if table != "presets":
+            shared += " measure.timing=false measure.memory=false"
+        sys.stderr.write(f"tokcomp run {choice} {shared}\n")
+        config = RunConfig.resolve(compose(f"{choice} {shared}".split()))
+        with tempfile.TemporaryDirectory() as folder:
+            result = run_recorded(config, Path(folder), load=lambda _: model())
+        command = f"tokcomp run {choice} {shared}"
+        tables.write(DOCS / "results", tables.Entry(f"{table}-{number:02d}", table, choice, command, result))
 
 
 def pictures() -> None:

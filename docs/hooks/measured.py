@@ -28,6 +28,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         "presets": lambda: tables.comparison(entries),
         "kinds": tables.kinds,
         "budgets": lambda: tables.budgets(entries),
+        "inside": lambda: tables.inside(entries),
+        "prefill": lambda: tables.prefill_speed(Path(config.docs_dir).parent / "benchmarks" / "results"),
         "details": lambda: tables.details(entries),
         "flops": flops,
         "conventions": conventions,

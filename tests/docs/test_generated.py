@@ -89,7 +89,7 @@ def test_the_readme_holds_the_committed_results(tables: ModuleType) -> None:
     ):
         assert f"<!-- {name}:begin -->\n{table}\n<!-- {name}:end -->" in text
     assert generate.view_command() in text
-    assert {entry.choice for entry in entries} == {*generate.PRESETS, *generate.BUDGETS}
+    assert {entry.choice for entry in entries} == {choice for choices in generate.TABLES.values() for choice in choices}
 
 
 def test_a_record_is_committed_without_what_no_table_needs(tables: ModuleType, tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_a_failed_run_is_no_result(tables: ModuleType, tmp_path: Path) -> None:
     )
     tables.write(tmp_path, tables.Entry("a", "presets", "preset=x", "tokcomp run preset=x", failed))
     assert tables.read(tmp_path) == []
-    assert tables.comparison([]) == tables.budgets([]) == ""
+    assert tables.comparison([]) == tables.budgets([]) == tables.inside([]) == ""
 
 
 def test_markers_that_are_missing_are_named() -> None:
