@@ -134,9 +134,11 @@ def prefill_speed(folder: Path) -> str:
     lines = []
     for path in sorted(folder.glob("prefill*.json")):
         content = json.loads(path.read_text(encoding="utf-8"))
-        threads = content["settings"]["threads"]
+        settings = content["settings"]
+        threads = settings["threads"]
         lines += [
-            f"{threads} thread{'s' if threads > 1 else ''} of a CPU with {content['machine']['cores']} cores:",
+            f"{threads} thread{'s' if threads > 1 else ''} of a CPU with {content['machine']['cores']} cores, "
+            f"tower of {settings['tower_layers']} blocks of width {settings['tower_width']}:",
             "",
             "| pipeline | vision tokens | dense | compressed | speed-up | promised by FLOPs | reached | of the attainable |",
             "|---|---:|---:|---:|---:|---:|---:|---:|",
