@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from transformers import CLIPVisionConfig, LlamaConfig, LlamaForCausalLM, LlavaConfig, LlavaForConditionalGeneration
 
+from tokcomp.runner.arguments import cache_name
+
 IMAGE = 199
 PAD = 0
 
@@ -76,6 +78,11 @@ def batch(*rows: Tensor) -> dict[str, Any]:
         ids[i, length - row.shape[1] :] = row[0]
         mask[i, length - row.shape[1] :] = 1
     return {"input_ids": ids, "attention_mask": mask}
+
+
+def cached(model: torch.nn.Module, cache: Any) -> dict[str, Any]:
+    """The argument that hands ``cache`` to ``model``, under the name that the installed transformers gives it."""
+    return {cache_name(model): cache}
 
 
 def generate(model: Any, n: int = 6, **kwargs: Any) -> Any:

@@ -13,6 +13,7 @@ from tokcomp.errors import ConfigurationError, UnsupportedError
 from tokcomp.measure.flops import FlopCount, count, count_all
 from tokcomp.measure.shape import ModelShape, named_shape
 from tokcomp.measure.workload import ImageWork, ScoreWork, Workload, dense_workload
+from tokcomp.runner.arguments import cache_in, cache_name
 
 TOLERANCE = 0.005
 """The counter also sees the rotary tables (an outer product per forward), which are no part of the convention."""
@@ -80,8 +81,8 @@ def test_decoding_equals_the_counter() -> None:
     model = eager(LlamaForCausalLM, LlamaConfig(**TEXT))
     ids = torch.arange(1, 31)[None]
     with torch.no_grad():
-        cache = model(input_ids=ids, use_cache=True).past_key_values
-    total, _ = counted(lambda: model(input_ids=ids[:, :1], past_key_values=cache))
+        cache = cache_in(model(input_ids=ids, use_cache=True))
+    total, _ = counted(lambda: model(input_ids=ids[:, :1], **{cache_name(model): cache}))
     shape = ModelShape.from_config(model.config)
     flops = count(shape, dense_workload(shape, image_tokens=0, text_tokens=30, images=0, new_tokens=2))
     assert flops.decode + flops.decode_head == near(total)

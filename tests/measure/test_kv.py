@@ -7,6 +7,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 from tests.measure.tiny_models import TEXT, eager
 from tokcomp.errors import UnsupportedError
 from tokcomp.measure.kv import kv_bytes, measured_kv_bytes
+from tokcomp.runner.arguments import cache_in
 
 
 def test_llava_1_5_7b_in_half_precision() -> None:
@@ -29,7 +30,7 @@ def test_another_number_of_heads_is_refused() -> None:
 def test_computed_equals_measured_on_a_real_cache() -> None:
     model = eager(LlamaForCausalLM, LlamaConfig(**TEXT))
     with torch.no_grad():
-        cache = model(input_ids=torch.arange(1, 21)[None], use_cache=True).past_key_values
+        cache = cache_in(model(input_ids=torch.arange(1, 21)[None], use_cache=True))
     assert measured_kv_bytes(cache) == kv_bytes([20] * 3, kv_heads=2, head_dim=8, dtype=torch.float32)
 
 

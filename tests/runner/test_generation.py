@@ -8,9 +8,10 @@ import pytest
 import torch
 from transformers import StaticCache
 
-from tests.tiny_models import batch, generate, llama, llava, pixels, prompt
+from tests.tiny_models import batch, cached, generate, llama, llava, pixels, prompt
 from tokcomp import Pipeline
 from tokcomp.errors import CompatibilityError, FeatureError, UnsupportedError
+from tokcomp.runner.arguments import cache_in
 
 FULL = Pipeline({"name": "mustdrop", "threshold": 0.6, "merge_layer": 1},
                 {"name": "mustdrop", "layers": (1, 3, 5), "global_threshold": 0.03, "individual_threshold": 0.05},
@@ -52,11 +53,11 @@ def test_a_text_turn_goes_on_with_the_compressed_cache() -> None:
     later = prompt(0, 3, 2, seed=5)
     with pipeline.attach(model), torch.no_grad():
         first = model(**inputs(), use_cache=True)
-        at_once = model(input_ids=later, past_key_values=first.past_key_values, use_cache=True).logits
+        at_once = model(input_ids=later, **cached(model, cache_in(first)), use_cache=True).logits
         first = model(**inputs(), use_cache=True)
-        cache = first.past_key_values
+        cache = cache_in(first)
         stepwise = [
-            model(input_ids=later[:, i : i + 1], past_key_values=cache, use_cache=True).logits for i in range(5)
+            model(input_ids=later[:, i : i + 1], **cached(model, cache), use_cache=True).logits for i in range(5)
         ]
     torch.testing.assert_close(at_once, torch.cat(stepwise, dim=1), atol=1e-4, rtol=0)
 
@@ -66,10 +67,10 @@ def test_generate_goes_on_from_a_compressed_cache_with_the_whole_conversation() 
     pipeline = Pipeline("uniform", {"name": "fastv", "keep_tokens": 5})
     with pipeline.attach(model) as trace:
         first = generate(model, 4, **inputs())
-        cache = first.past_key_values
+        cache = cache_in(first)
         assert cache.get_seq_length() == 36 + 10 + 3  # the last token has not been processed yet
         ids = torch.cat([first.sequences, prompt(0, 2, 2, seed=7)], dim=1)
-        second = generate(model, 4, input_ids=ids, past_key_values=cache)
+        second = generate(model, 4, input_ids=ids, **cached(model, cache))
     assert second.sequences.shape[1] == ids.shape[1] + 4
     assert len(trace.requests) == 1
     assert cache.layers[-1].keys.shape[2] == 10 + 5 + 4 + 4 + 3
@@ -102,7 +103,7 @@ def test_two_interleaved_requests_do_not_meet() -> None:
             for i, out in enumerate(outs):
                 nxt = out.logits[:, -1:].argmax(dim=-1)
                 tokens[i].append(int(nxt))
-                outs[i] = model(input_ids=nxt, past_key_values=out.past_key_values, use_cache=True)
+                outs[i] = model(input_ids=nxt, **cached(model, cache_in(out)), use_cache=True)
     assert [row.tolist() for row in alone] == tokens
 
 
@@ -156,7 +157,7 @@ def test_a_static_cache_is_refused() -> None:
     model = llava()
     cache = StaticCache(config=model.config.text_config, max_cache_len=64)
     with FULL.attach(model), pytest.raises(UnsupportedError, match="default dynamic cache"), torch.no_grad():
-        model(**inputs(), past_key_values=cache, use_cache=True)
+        model(**inputs(), **cached(model, cache), use_cache=True)
 
 
 def test_a_cache_policy_without_a_cache_is_refused() -> None:

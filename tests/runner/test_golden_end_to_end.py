@@ -18,6 +18,7 @@ from tests.golden_cases import SHIPPED, folders, group, meta, tensors
 from tests.tiny_models import generate
 from tokcomp import Pipeline
 from tokcomp.models.llava import clip_tower
+from tokcomp.runner.arguments import cache_in
 from tokcomp.runner.hooks import Hooks
 from tokcomp.runner.images import Images
 from tokcomp.runner.tower import VisionStage
@@ -101,7 +102,7 @@ def test_mustdrop_leaves_the_published_cache_and_hidden_states(folder: Path) -> 
         handle.remove()
     torch.testing.assert_close(out.logits[:, -1], vectors["prefill_last_logits"], **LOGITS)
     torch.testing.assert_close(hidden[0], vectors["prefill_final_hidden_normed"], **LOGITS)
-    layers = out.past_key_values.layers
+    layers = cache_in(out).layers
     assert [layer.keys.shape[2] for layer in layers] == case["kv_len_after_prefill"]
     for name, expected in vectors.items():
         if name.startswith("kv_prefill."):
@@ -195,7 +196,7 @@ def test_h2o(folder: Path, name: str) -> None:
     def after_forward(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         nonlocal step
         when = "after_prefill" if step < 0 else f"after_step{step}"
-        for number, layer in enumerate(kwargs["past_key_values"].layers):
+        for number, layer in enumerate(cache_in(kwargs).layers):
             if layer.visible is not None:  # the mask for the next step, whose own key is always seen
                 seen[f"layer{number}.mask_{when}"] = nn.functional.pad(layer.visible[0], (0, 1), value=True)
             else:

@@ -16,6 +16,7 @@ from tokcomp.errors import UnsupportedError
 from tokcomp.experiment.load import LoadedModel
 from tokcomp.models.adapter import find_adapter
 from tokcomp.pipeline import Pipeline
+from tokcomp.runner.arguments import cache_name
 from tokcomp.runner.cache import CompressedLayer
 from tokcomp.runner.trace import Record, Trace
 
@@ -89,7 +90,7 @@ def tell(
     cache = DynamicCache(config=loaded.model.config.get_text_config())
     with pipeline.attach(loaded.model) as trace:
         watch = _AfterPrefill(trace)
-        compressed_ids = loaded.generate({**inputs, "past_key_values": cache}, max_new_tokens, watch)
+        compressed_ids = loaded.generate({**inputs, cache_name(loaded.model): cache}, max_new_tokens, watch)
         record = trace.last
         lengths = _one_sample(record.cache_lengths)
     if record.image_tokens[0] != grid[0] * grid[1]:

@@ -3,7 +3,6 @@ policy after them, and gives every layer the positions, rotary tables and masks 
 
 from __future__ import annotations
 
-import inspect
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +14,7 @@ from transformers.cache_utils import DynamicCache
 from tokcomp.errors import UnsupportedError
 from tokcomp.models.adapter import Adapter
 from tokcomp.ops.scores import attention_rows, column_sums
+from tokcomp.runner.arguments import by_name, cache_in, cache_name
 from tokcomp.runner.cache import CompressedLayer, adopt, bound_request
 from tokcomp.runner.eviction import Evictor
 from tokcomp.runner.filtering import Filtering
@@ -43,6 +43,7 @@ class LanguageStage:
         self.evictor = None if policy is None else Evictor(policy, adapter.decoder)
         self.active = reducer is not None or prefill is not None or policy is not None
         self.reader = PromptReader(adapter, reducer, prefill, policy)
+        self._cache_name = cache_name(adapter.decoder.module)
         self._local = threading.local()
 
     def install(self, hooks: Hooks) -> None:
@@ -90,7 +91,7 @@ class LanguageStage:
         return getattr(self._local, "run", None)
 
     def _before_multimodal(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given = _by_name(module, args, kwargs)
+        given = by_name(module, args, kwargs)
         self._local.mask = self.reader.placeholders(given.get("input_ids"), given.get("inputs_embeds"))
         encoded = (given.get("mm_encoder_outputs") or {}).get("image")
         if encoded is None:
@@ -107,8 +108,8 @@ class LanguageStage:
     def _before_decoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._local.run = None
         mask, self._local.mask = getattr(self._local, "mask", None), None
-        kwargs = _by_name(module, args, kwargs)
-        cache = kwargs.get("past_key_values")
+        kwargs = by_name(module, args, kwargs)
+        cache = cache_in(kwargs)
         request = bound_request(cache)
         image = mask is not None and bool(self._pending) and bool(mask.any())
         if request is not None:
@@ -116,7 +117,7 @@ class LanguageStage:
                 raise UnsupportedError(
                     "a new image in a later turn on a compressed cache is not supported: start a new prompt"
                 )
-            return (), self._continue(request, kwargs)
+            return (), self._continue(request, cache, kwargs)
         if not image and (self.adapter.tower is not None or not self.active):
             return None  # text only: exactly as without tokcomp
         if cache is not None and cache.get_seq_length() > 0:
@@ -133,14 +134,14 @@ class LanguageStage:
             sequence = self.reader.untouched(request, mask, kwargs)
             request.layers = [sequence] * len(self.decoder.layers)
             return kwargs
-        cache = kwargs.get("past_key_values")
+        cache = cache_in(kwargs)
         if cache is None and self._wants_cache(kwargs):
             cache = DynamicCache(config=self.decoder.config)
         self._refuse_half_measures(cache)
         if cache is not None:
             acts = self.evictor is not None and self.evictor.policy.acts_in_decoding
             adopt(cache, request, len(self.decoder.layers), note_reads=acts)
-        sequence, kwargs, changed = self.reader.first_sequence(request, mask, {**kwargs, "past_key_values": cache})
+        sequence, kwargs, changed = self.reader.first_sequence(request, mask, {**kwargs, self._cache_name: cache})
         self._local.run = Pass(self.decoder, request, True, sequence.positions, sequence=sequence, changed=changed)
         return kwargs
 
@@ -160,7 +161,7 @@ class LanguageStage:
         wanted = kwargs.get("use_cache")
         return bool(self.decoder.config.use_cache if wanted is None else wanted)
 
-    def _continue(self, request: Request, kwargs: dict[str, Any]) -> dict[str, Any]:
+    def _continue(self, request: Request, cache: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
         tokens = kwargs["inputs_embeds"] if kwargs.get("inputs_embeds") is not None else kwargs["input_ids"]
         fresh = tokens.shape[1]
         mask = kwargs.get("attention_mask")
@@ -168,7 +169,7 @@ class LanguageStage:
             raise UnsupportedError(
                 "padding in a later turn on a compressed cache is not supported: batch turns of equal length"
             )
-        first: CompressedLayer = kwargs["past_key_values"].layers[0]
+        first: CompressedLayer = cache.layers[0]
         positions = kwargs.get("position_ids")
         if positions is None:
             positions = request.next_position[first.rows, None] + torch.arange(fresh, device=tokens.device)
@@ -183,7 +184,7 @@ class LanguageStage:
         if run is None or not run.prefill or run.sequence is None:
             return None
         sequence, columns = run.sequence, run.request.prompt.valid
-        cache = kwargs.get("past_key_values")
+        cache = cache_in(kwargs)
         if self.evictor is not None and self.evictor.waits and cache is not None:
             real = torch.ones_like(sequence.index, dtype=torch.bool) if sequence.valid is None else sequence.valid
             final = torch.zeros_like(columns).scatter(1, sequence.index, real)
@@ -226,7 +227,7 @@ class LanguageStage:
         assert evictor is not None
 
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            run, cache = self._pass, kwargs.get("past_key_values")
+            run, cache = self._pass, cache_in(kwargs)
             if run is None or cache is None:
                 return
             received, run.received = run.received, None
@@ -263,10 +264,3 @@ class LanguageStage:
                 mask = mask.repeat_interleave(heads // mask.shape[1], dim=1)
             attention = attention_rows(query, key, scale=scale, mask=mask)
             run.received = attention.view(b, key.shape[1], -1, key.shape[2]).sum(dim=2)
-
-
-def _by_name(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of ``module.forward`` by name."""
-    if not args:
-        return dict(kwargs)
-    return {**dict(zip(inspect.signature(module.forward).parameters, args, strict=False)), **kwargs}

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tokcomp.errors import UnsupportedError
 from tokcomp.models.adapter import Decoder
+from tokcomp.runner.arguments import cache_in
 from tokcomp.runner.cache import CompressedLayer, filled
 from tokcomp.runner.hooks import base_implementation
 from tokcomp.runner.masks import layer_mask
@@ -56,7 +57,7 @@ class Pass:
         sequence = self.sequence
         assert sequence is not None
         self.request.layers.append(sequence)
-        cache = kwargs.get("past_key_values")
+        cache = cache_in(kwargs)
         if cache is not None:
             cache.layers[number].expect(sequence, self.request.prompt.valid.shape[1])
         if self.rotary is not None:
@@ -67,7 +68,7 @@ class Pass:
 
     def step(self, number: int, hidden: Tensor, kwargs: dict[str, Any]) -> None:
         """Give layer ``number`` of a later pass what belongs to its own cache."""
-        layers = kwargs["past_key_values"].layers
+        layers = cache_in(kwargs).layers
         layer: CompressedLayer = layers[number]
         total = layer.length + hidden.shape[1]
         valid, kin = layer.valid, layer.kin
