@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "tokcomp"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 CORE = {"tokcomp.errors", "tokcomp.signals", "tokcomp.selection", "tokcomp.views", "tokcomp.types", "tokcomp.budget"}
-STRATEGY_MAY = CORE | {"tokcomp.stages", "tokcomp.registry", "tokcomp.ops"}
+STRATEGY_MAY = CORE | {"tokcomp.stages", "tokcomp.registry", "tokcomp.specs", "tokcomp.ops"}
 # Folder or module -> what it may import of tokcomp. Longest match wins.
 MAY_IMPORT = {
     "tokcomp.errors": set(),
@@ -23,12 +23,13 @@ MAY_IMPORT = {
     "tokcomp.ops": CORE | {"tokcomp.ops"},
     "tokcomp.stages": CORE,
     "tokcomp.registry": CORE | {"tokcomp.stages"},
+    "tokcomp.specs": CORE | {"tokcomp.stages", "tokcomp.registry"},
     "tokcomp.vision": STRATEGY_MAY | {"tokcomp.vision"},
     "tokcomp.prefill": STRATEGY_MAY | {"tokcomp.prefill"},
     "tokcomp.cache": STRATEGY_MAY | {"tokcomp.cache"},
     "tokcomp.models": {"tokcomp.errors", "tokcomp.models"},
     "tokcomp.pipeline": CORE
-    | {"tokcomp.stages", "tokcomp.registry", "tokcomp.runner.session", "tokcomp.experiment.presets"},
+    | {"tokcomp.stages", "tokcomp.specs", "tokcomp.runner.session", "tokcomp.experiment.presets"},
     "tokcomp.runner": CORE | {"tokcomp.stages", "tokcomp.ops", "tokcomp.runner", "tokcomp.models.adapter"},
     "tokcomp.embedded": {"tokcomp.embedded"},
 }

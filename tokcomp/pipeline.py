@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pydantic import ValidationError
-
-from tokcomp.errors import ConfigurationError, suggest
-from tokcomp.registry import REGISTRIES
+from tokcomp.specs import StrategySpec, build_strategy
 from tokcomp.stages import CachePolicy, PrefillFilter, Strategy, VisionReducer
 
 if TYPE_CHECKING:
@@ -17,8 +13,6 @@ if TYPE_CHECKING:
     from tokcomp.runner.session import Session
 
 __all__ = ["Pipeline", "build_strategy"]
-
-StrategySpec = str | Mapping[str, Any] | Strategy | None
 
 
 class Pipeline:
@@ -93,63 +87,3 @@ def _short(strategy: Strategy | None) -> str:
         return "None"
     given = {name: getattr(strategy, name) for name in sorted(strategy.model_fields_set)}
     return repr({"name": strategy.name, **given} if given else strategy.name)
-
-
-def build_strategy(stage: str, spec: StrategySpec) -> Any:
-    """One stage's strategy object from what a user may give.
-
-    Raises:
-        ConfigurationError: an unknown name or field, a value out of range, a strategy of another stage.
-    """
-    registry = REGISTRIES[stage]
-    if spec is None or spec == "none":
-        return None
-    if isinstance(spec, Strategy):
-        if not isinstance(spec, registry.base):
-            raise ConfigurationError(
-                f"{stage}={spec.name!r} is a strategy of the stage '{spec.stage}', not of '{stage}'"
-            )
-        return spec
-    if isinstance(spec, str):
-        name, fields = spec, {}
-    elif isinstance(spec, Mapping):
-        fields = dict(spec)
-        name = fields.pop("name", None)
-        if name in (None, "none"):
-            if name is None or fields:
-                raise ConfigurationError(
-                    f"{stage}: give a 'name' with the fields {', '.join(map(str, fields)) or '(none)'}"
-                )
-            return None
-    else:
-        raise ConfigurationError(
-            f"{stage}: expected a name, a mapping with 'name' or a strategy, got {type(spec).__name__}"
-        )
-    cls = registry[str(name)]
-    try:
-        return cls(**fields)
-    except ValidationError as error:
-        raise ConfigurationError(explain(stage, cls, error)) from None
-
-
-def explain(stage: str, cls: type[Strategy], error: ValidationError) -> str:
-    """One line that says what is wrong with the fields of a strategy and what it takes."""
-    known = tuple(cls.model_fields)
-    lines: dict[
-        str, str
-    ] = {}  # by field: where several types are allowed, pydantic tells of each, and the first is enough
-    for problem in error.errors():
-        field = str(problem["loc"][0]) if problem["loc"] else ""
-        if problem["type"] == "extra_forbidden":
-            line = f"'{field}' is not a setting of {stage} '{cls.name}'{suggest(field, known)} it takes: {', '.join(known)}"
-        elif not field:
-            line = f"{stage} '{cls.name}': {_plain(problem['msg'])}"
-        else:
-            line = f"{stage}.{cls.name}.{field}={problem['input']!r}: {_plain(problem['msg'])}"
-        lines.setdefault(field, line)
-    return "; ".join(lines.values())
-
-
-def _plain(message: str) -> str:
-    message = message.removeprefix("Value error, ")
-    return message[:1].lower() + message[1:]

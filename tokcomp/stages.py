@@ -59,6 +59,10 @@ class Strategy(BaseModel, ABC):
     paper: ClassVar[str] = ""
     """Title, venue and arXiv id, for ``tokcomp show`` and the generated pages."""
 
+    def signals(self) -> frozenset[Signal]:
+        """What this very strategy reads: ``needs``, unless it wraps others and reads what they do."""
+        return self.needs
+
     def spec(self) -> dict[str, object]:
         """The strategy as plain data, ``{"name": ..., fields...}``: what :class:`~tokcomp.Pipeline` takes back."""
         return {"name": self.name, **self.model_dump(mode="json")}

@@ -90,6 +90,8 @@ def type_text(kind: Any) -> str:
         return " ".join([type_text(kind.__origin__), *bounds])
     if origin is tuple:
         return f"list of {type_text(parts[0])}"
+    if getattr(kind, "stage", ""):
+        return f"{kind.stage} strategy"
     return getattr(kind, "__name__", str(kind))
 
 
