@@ -23,7 +23,12 @@ class Selection:
             ragged batch (at the end of a row). With ``assign``, the slot's representative.
         assign: ``[b, n]`` the slot of ``keep`` that each input token is merged into, -1 where it is dropped. None:
             nothing is merged.
-        weight: ``[b, n]`` the weight of each input token in its slot. None: the mean weighted by token sizes.
+        weight: ``[b, n]`` the weight of each input token in its slot. None: its size (``combine`` mean) or 1 (sum).
+        combine: ``mean``: a slot is the weighted mean of its members; ``sum``: their weighted sum, not normalised.
+        mix: ``[b, k, n]`` the weight of every input token in every slot, not normalised, where tokens take part in several
+            slots; it takes the place of ``weight``, and ``assign`` then says only to which slot a token counts.
+        cls_first: slot 0 is the tower's CLS token itself; ``keep`` names the token at whose place it stands, which may
+            be merged into another slot.
         protect: ``[b, k]`` the key tokens that later stages must keep (added to those marked before). None: no new ones.
         ragged: False promises that no entry of ``keep`` is -1, which spares the runner a look at the device.
         ascending: True promises that every row of ``keep`` is ascending.
@@ -32,6 +37,9 @@ class Selection:
     keep: Tensor
     assign: Tensor | None = None
     weight: Tensor | None = None
+    combine: Literal["mean", "sum"] = "mean"
+    mix: Tensor | None = None
+    cls_first: bool = False
     protect: Tensor | None = None
     ragged: bool = True
     ascending: bool = False
@@ -99,9 +107,11 @@ class Selection:
 
     @classmethod
     def merge(cls, keep: Tensor, assign: Tensor, *, weight: Tensor | None = None, protect: Tensor | None = None,
+              combine: Literal["mean", "sum"] = "mean", mix: Tensor | None = None, cls_first: bool = False,
               ragged: bool = True) -> Selection:  # fmt: skip
         """Merge token ``i`` into slot ``assign[b, i]``; ``keep[b, s]`` names the member under whose index slot ``s`` stands."""
-        return cls(keep=keep, assign=assign, weight=weight, protect=protect, ragged=ragged)
+        return cls(keep=keep, assign=assign, weight=weight, combine=combine, mix=mix, cls_first=cls_first,
+                   protect=protect, ragged=ragged)  # fmt: skip
 
     def check(self, n: int, *, batch_size: int | None = None, valid: Tensor | None = None) -> None:
         """Refuse what is not a selection of ``n`` tokens.
@@ -137,8 +147,8 @@ class Selection:
                 f"protect has shape {tuple(self.protect.shape)}, expected that of keep {tuple(self.keep.shape)}"
             )
         if self.assign is None:
-            if self.weight is not None:
-                raise ValueError("weight was given without assign: there is nothing to weigh")
+            if self.weight is not None or self.mix is not None or self.cls_first:
+                raise ValueError("weight, mix or cls_first was given without assign: there is nothing to merge")
             return
         _integer("assign", self.assign)
         if self.assign.shape[-1] != n:
@@ -148,9 +158,17 @@ class Selection:
             raise ValueError(
                 f"weight has shape {tuple(self.weight.shape)}, expected that of assign {tuple(self.assign.shape)}"
             )
+        if self.mix is not None and (
+            self.weight is not None or self.mix.shape[-2:] != (self.keep.shape[-1], n) or self.mix.isnan().any()
+        ):
+            raise ValueError(
+                f"mix has shape {tuple(self.mix.shape)}, expected [..., {self.keep.shape[-1]}, {n}] without NaN and without "
+                "a weight beside it"
+            )
         slots = torch.arange(self.keep.shape[-1], device=self.keep.device)
-        home = self.assign.expand(self.keep.shape[0], -1).gather(-1, self.keep.clamp(min=0))
-        if not bool(((home == slots) | (self.keep < 0)).all()):
+        home = self.assign.expand(*self.keep.shape[:-1], -1).gather(-1, self.keep.clamp(min=0))
+        at_home = (home == slots) | (self.keep < 0)
+        if not bool(at_home[..., int(self.cls_first) :].all()):
             raise ValueError("a slot's representative in keep is not assigned to that slot")
 
 

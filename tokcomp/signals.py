@@ -21,6 +21,9 @@ class Signal(StrEnum):
 
     KEYS = "keys"
     CLS_ATTENTION = "cls_attention"
+    UNSPLIT_ATTENTION = "unsplit_attention"
+    UNSPLIT_KEYS = "unsplit_keys"
+    CLS_TOKEN = "cls_token"
     QUERY_ATTENTION = "query_attention"
     RECEIVED_ATTENTION = "received_attention"
     FINAL_TOKENS = "final_tokens"

@@ -79,6 +79,9 @@ class VisionReducer(Strategy):
     stage: ClassVar[str] = "vision"
     protects: ClassVar[bool] = False
     """Whether the reducer marks key tokens."""
+    without_cls: ClassVar[Literal["received", "refuse"]] = "refuse"
+    """What a reducer that looks at the CLS token's attention does on a tower without CLS token: take the attention that
+    each token receives from all of its image's tokens in its place, or refuse."""
 
     positions: Literal["keep", "renumber"] = Field(
         default="renumber", description="position ids of the survivors in the language model"
@@ -88,6 +91,11 @@ class VisionReducer(Strategy):
         """Where the reducer acts in a tower of ``depth`` blocks, in the order of the flow; if not overridden once, on the
         feature layer before the projector."""
         return (Site.features(),)
+
+    def looks_at(self, depth: int) -> tuple[int | None, ...]:
+        """The tower blocks whose attention the reducer's signals are taken from; None: the block that the site belongs
+        to. Other blocks are read with :meth:`VisionView.at`."""
+        return (None,)
 
     @abstractmethod
     def reduce(self, view: VisionView) -> Selection:

@@ -10,7 +10,7 @@ from typing import Any
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
-from tokcomp.cli.show import type_text
+from tokcomp.cli.show import type_text, without_cls
 from tokcomp.experiment.paths import config_dir
 from tokcomp.registry import REGISTRIES
 from tokcomp.stages import Strategy
@@ -84,6 +84,8 @@ def strategy_page(stage: str, name: str, cls: type[Strategy], pictures: Path) ->
     """The page of one strategy."""
     text, described = _docstring(cls)
     facts = [f"**Stage** {stage}", f"**Needs** {needs(cls)}"]
+    if told := without_cls(cls):
+        facts.append(f"**Without a CLS token** {told}")
     if cls.paper:
         facts.append(f"**Paper** {_linked(cls.paper)}")
     lines = [f"# {stage}: {name}", "", " · ".join(facts), "", text, ""]

@@ -56,6 +56,77 @@ def test_merge_equals_the_loop(b: int, n: int, weighted: bool, seed: int) -> Non
     assert torch.equal(merged_sizes, expected_sizes)
 
 
+@settings(max_examples=40, deadline=None)
+@given(b=st.integers(1, 3), n=st.integers(1, 12), weighted=st.booleans(), seed=st.integers(0, 10_000))
+def test_sums_and_mixtures_equal_the_loop(b: int, n: int, weighted: bool, seed: int) -> None:
+    """``combine`` sum adds members up as they are; a mixture adds up whatever it names, members or not."""
+    generator = torch.Generator().manual_seed(seed)
+    plan = random_merge(b, n, generator)
+    k = plan.keep.shape[1]
+    tokens, sizes = torch.randn(b, n, 5, generator=generator), torch.randint(1, 6, (b, n), generator=generator).float()
+    weight = torch.randn(b, n, generator=generator) if weighted else None
+    mix = torch.randn(b, k, n, generator=generator) * (torch.rand(b, k, n, generator=generator) < 0.5)
+    summed = Selection.merge(plan.keep, plan.assign, weight=weight, combine="sum")
+    mixed = Selection.merge(plan.keep, plan.assign, mix=mix)
+    for selection in (summed, mixed):
+        selection.check(n, batch_size=b)
+    added, added_sizes = apply_selection(tokens, sizes, summed)
+    blended, blended_sizes = apply_selection(tokens, sizes, mixed)
+    assert torch.equal(added_sizes, loop_apply(tokens, sizes, plan)[1])
+    assert torch.equal(blended_sizes, added_sizes)
+    for row in range(b):
+        for slot in range(k):
+            one, other = torch.zeros(5), torch.zeros(5)
+            if plan.keep[row, slot] >= 0:
+                for i in range(n):
+                    if plan.assign[row, i] == slot:
+                        one += (1.0 if weight is None else weight[row, i]) * tokens[row, i]
+                    other += mix[row, slot, i] * tokens[row, i]
+            torch.testing.assert_close(added[row, slot], one, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(blended[row, slot], other, atol=1e-5, rtol=1e-5)
+
+
+def test_a_mixture_never_reads_what_it_leaves_out_and_gradients_follow_it() -> None:
+    tokens = torch.tensor([[[1.0], [torch.nan], [3.0]]], requires_grad=True)
+    mix = torch.tensor([[[1.0, 0.0, 0.5], [0.0, 0.0, 2.0]]])
+    selection = Selection.merge(torch.tensor([[0, 2]]), torch.tensor([[0, -1, 1]]), mix=mix)
+    merged, _ = apply_selection(tokens, torch.ones(1, 3), selection)
+    assert merged.flatten().tolist() == [2.5, 6.0]
+    merged.sum().backward()
+    assert tokens.grad.flatten().tolist() == [1.0, 0.0, 2.5]
+
+
+def test_the_cls_token_takes_the_first_slot() -> None:
+    selection = Selection.merge(torch.tensor([[1, 0]]), torch.tensor([[1, 1, -1]]), combine="sum", cls_first=True)
+    selection.check(3)
+    tokens, cls_token = torch.tensor([[[1.0], [2.0], [4.0]]]), torch.tensor([[9.0]])
+    merged, sizes = apply_selection(tokens, torch.ones(1, 3), selection, cls_token=cls_token)
+    assert merged.flatten().tolist() == [9.0, 3.0]
+    assert sizes.tolist() == [[1.0, 2.0]]
+    assert compose_source(torch.arange(3)[None], selection, 3).tolist() == [[1, 1, -1]]
+    with pytest.raises(ValueError, match="no CLS token"):
+        apply_selection(tokens, torch.ones(1, 3), selection)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"mix": torch.ones(1, 1, 2)}, r"mix has shape \(1, 1, 2\), expected \[..., 1, 3\]"),
+        ({"mix": torch.full((1, 1, 3), torch.nan)}, "without NaN"),
+        ({"mix": torch.ones(1, 1, 3), "weight": torch.ones(1, 3)}, "without a weight beside it"),
+    ],
+)
+def test_a_mixture_that_does_not_fit_is_refused(fields: dict[str, Tensor], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Selection.merge(torch.tensor([[0]]), torch.tensor([[0, 0, 0]]), **fields).check(3)
+
+
+def test_nothing_is_weighed_or_mixed_where_nothing_merges() -> None:
+    for fields in ({"weight": torch.ones(1, 2)}, {"mix": torch.ones(1, 1, 2)}, {"cls_first": True}):
+        with pytest.raises(ValueError, match="given without assign"):
+            Selection(keep=torch.tensor([[0]]), **fields).check(2)
+
+
 def test_gather_copies_in_order_and_zeros_padding() -> None:
     tokens, sizes = torch.randn(2, 4, 3), torch.tensor([[1.0, 2, 3, 4], [5, 6, 7, 8]])
     kept, kept_sizes = apply_selection(tokens, sizes, Selection(keep=torch.tensor([[3, 0, -1], [2, 1, 3]])))

@@ -60,6 +60,9 @@ def random_view(
         n_prefix=n_prefix,
         _keys=_padded(torch.randn(b, n, HEAD_WIDTH, generator=generator), valid, 1e4).to(dtype),
         _cls_attention=attention.masked_fill(~valid[:, None], 0.0),
+        _unsplit_attention=attention.mean(1).masked_fill(~valid, 0.0),
+        _unsplit_keys=_padded(torch.randn(b, n, HEADS * HEAD_WIDTH, generator=generator), valid, 1e4).to(dtype),
+        _cls_token=torch.randn(b, WIDTH, generator=generator).to(dtype),
         _digest=torch.randint(-(2**62), 2**62, (b,), generator=generator),
     )
 
@@ -81,7 +84,7 @@ def alone(view: VisionView, row: int) -> VisionView:
         part = value[row : row + 1]
         if name == "_cls_attention":
             part = part[..., :count]
-        elif name not in ("_digest",):
+        elif name not in ("_digest", "_cls_token"):
             part = part[:, :count]
         parts[name] = part.clone()
     return dataclasses.replace(view, **parts)

@@ -12,6 +12,7 @@ import types
 from typing import Any, Literal, Union, get_args, get_origin
 
 from tokcomp.errors import ConfigurationError
+from tokcomp.types import Signal
 
 __all__ = ["add_arguments", "execute"]
 
@@ -39,7 +40,18 @@ def execute(options: argparse.Namespace) -> int:
     console.print(_fields(strategy))
     console.print(f"paper: {strategy.paper or '-'}", highlight=False, markup=False)
     console.print(f"needs: {', '.join(sorted(strategy.needs)) or 'nothing beyond the tokens'}", highlight=False)
+    if told := without_cls(strategy):
+        console.print(f"without a CLS token: {told}", highlight=False)
     return 0
+
+
+def without_cls(strategy: type[Any]) -> str:
+    """What a strategy does on a tower without CLS token; empty where that is nothing to it."""
+    if not strategy.needs & {Signal.CLS_ATTENTION, Signal.UNSPLIT_ATTENTION}:
+        return ""
+    if strategy.without_cls == "refuse":
+        return "refused when the pipeline attaches"
+    return "takes the attention that each token receives, the mean over heads and over all of the image's own tokens"
 
 
 def _fields(strategy: type[Any]) -> object:

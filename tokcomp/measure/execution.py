@@ -22,7 +22,9 @@ def blocks_run(shape: ModelShape, reducer: VisionReducer | None) -> int:
     depth = require_tower(shape).blocks
     if reducer is None or shape.feature_block is None:
         return depth
-    return 1 + max(shape.feature_block, *(site.layer or 0 for site in reducer.sites(depth)))
+    acting = (site.layer or 0 for site in reducer.sites(depth))
+    looked_at = (block or 0 for block in reducer.looks_at(depth))
+    return 1 + max(shape.feature_block, *acting, *looked_at)
 
 
 def image_work(shape: ModelShape, reducer: VisionReducer | None, entering: Sequence[float],
@@ -44,7 +46,7 @@ def image_work(shape: ModelShape, reducer: VisionReducer | None, entering: Seque
     )
     mlp = [entering[block + 1] if block in middle else entering[block] for block in range(ran)]
     if reducer is not None and shape.feature_block is not None:
-        mlp[shape.feature_block + 1 :] = [0] * (ran - shape.feature_block - 1)
+        mlp[max(shape.feature_block + 1, ran - 1) :] = [0] * (ran - 1 > shape.feature_block)
     return ImageWork(
         patches=entering[0] - tower.prefix,
         tower_tokens=tuple(entering[:ran]),
@@ -57,13 +59,19 @@ def image_work(shape: ModelShape, reducer: VisionReducer | None, entering: Seque
 def reducer_scores(
     shape: ModelShape, reducer: VisionReducer | None, entering: Sequence[float]
 ) -> tuple[ScoreWork, ...]:
-    """The CLS rows of one image: one row in every block at which a reducer that wants them acts."""
-    if reducer is None or Signal.CLS_ATTENTION not in reducer.needs:
+    """The attention that a reducer looks at, of one image: the CLS token's row in every block that it names or acts at;
+    all rows in a tower without prefix tokens."""
+    wanted = {Signal.CLS_ATTENTION, Signal.UNSPLIT_ATTENTION} & (reducer.signals() if reducer is not None else set())
+    if reducer is None or not wanted:
         return ()
-    sites = reducer.sites(require_tower(shape).blocks)
-    blocks = {shape.feature_block if site.layer is None else site.layer for site in sites}
+    tower = require_tower(shape)
+    looks_at = reducer.looks_at(tower.blocks)
+    own = reducer.sites(tower.blocks) if None in looks_at else ()
+    blocks = {shape.feature_block if site.layer is None else site.layer for site in own} | set(looks_at)
     return tuple(
-        ScoreWork(part="tower", rows=1, keys=entering[block]) for block in sorted(b for b in blocks if b is not None)
+        ScoreWork(part="tower", rows=1 if tower.prefix else entering[block], keys=entering[block])
+        for block in sorted(b for b in blocks if b is not None)
+        for _ in wanted
     )
 
 

@@ -124,8 +124,17 @@ class Alive:
 def vision_view(content: Content, reducer: VisionReducer, site: Site, depth: int, alive: Alive, *,
                 grid: tuple[int, int], n_prefix: int) -> VisionView:  # fmt: skip
     """The view that a reducer would get at ``site``, with made-up content in the signals that it declared."""
-    n, needs = alive.n, reducer.needs
+    n, needs = alive.n, reducer.signals()
     keys = features(content, n, HEAD_DIM, seed=2)
+    row = attention(content, 1, n, n_prefix)[:, :, 0]
+    found = {
+        "_keys": keys if Signal.KEYS in needs else None,
+        "_cls_attention": row if Signal.CLS_ATTENTION in needs else None,
+        "_unsplit_attention": row[:, 0] if Signal.UNSPLIT_ATTENTION in needs else None,
+        "_unsplit_keys": keys if Signal.UNSPLIT_KEYS in needs else None,
+    }
+    signals = {name: value for name, value in found.items() if value is not None}
+    looks_at = reducer.looks_at(depth)
     return VisionView(
         site=site,
         depth=depth,
@@ -136,9 +145,11 @@ def vision_view(content: Content, reducer: VisionReducer, site: Site, depth: int
         protected=alive.protected,
         grid=grid,
         n_prefix=n_prefix,
-        _keys=keys if Signal.KEYS in needs else None,
-        _cls_attention=attention(content, 1, n, n_prefix)[:, :, 0] if Signal.CLS_ATTENTION in needs else None,
+        has_cls=n_prefix > 0,
+        _cls_token=features(content, 1)[:, 0] if Signal.CLS_TOKEN in needs and n_prefix else None,
         _digest=torch.zeros(1, dtype=torch.long) if Signal.DIGEST in needs else None,
+        _elsewhere={block: signals for block in looks_at if block is not None},
+        **(signals if None in looks_at else {}),
     )
 
 

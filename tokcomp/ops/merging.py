@@ -16,44 +16,76 @@ from tokcomp.types import debugging
 __all__ = ["apply_selection", "compose_source", "gather_tokens", "merge_into", "slots_of"]
 
 
-def apply_selection(tokens: Tensor, sizes: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
+def apply_selection(
+    tokens: Tensor, sizes: Tensor, selection: Selection, *, cls_token: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Shorten ``tokens`` as ``selection`` says.
 
     Without ``assign`` this is a gather. With it, slot ``s`` becomes the weighted mean of the tokens assigned to it,
     ``sum_i w_i x_i / sum_i w_i``, with ``selection.weight`` or, where that is None, with the token sizes. A slot of one
-    token is an exact copy of it, whatever its weight. Sums run in float32 (float64 for float64 tokens); gradients flow
-    to every token that takes part and are zero for dropped ones. On CUDA the order of the additions is free, as with
-    every atomic sum, unless ``torch.use_deterministic_algorithms`` is on.
+    token is an exact copy of it, whatever its weight. With ``combine`` sum it becomes ``sum_i w_i x_i`` (weights 1 where
+    none are given), with ``mix`` the row ``sum_i mix_si x_i`` over all tokens. Sums run in float32 (float64 for float64
+    tokens); gradients flow to every token that takes part and are zero for dropped ones. On CUDA the order of the
+    additions is free, as with every atomic sum, unless ``torch.use_deterministic_algorithms`` is on.
 
     Args:
         tokens: ``[b, n, d]``, any floating dtype. Values of dropped tokens are never read into a result (NaN is safe).
         sizes: ``[b, n]`` original patches that each token stands for.
         selection: ``keep`` ``[b or 1, k]``; ``assign`` and ``weight``, if given, ``[b or 1, n]``.
+        cls_token: ``[b, d]`` what slot 0 holds where the selection says ``cls_first``; its size is 1.
 
     Returns:
         Tokens ``[b, k, d]`` in the dtype of ``tokens``, and their sizes ``[b, k]`` (the sum over a slot's members) in
         the dtype of ``sizes``. Padding slots (-1 in ``keep``) are zero in both.
 
     Raises:
-        ValueError: in debug mode only, where the weights of a slot of several tokens sum to zero (the mean is
-            undefined; outside debug mode the slot holds NaN or Inf).
+        ValueError: the selection wants a CLS token and none is given; in debug mode, where the weights of a slot of
+            several tokens sum to zero (the mean is undefined; outside debug mode the slot holds NaN or Inf).
     """
     if selection.assign is None:
         return gather_tokens(tokens, selection.keep), gather_tokens(sizes[..., None], selection.keep)[..., 0]
 
     slots = _filled_slots(selection, tokens)  # (b, n)
     k = selection.keep.shape[-1]
+    merged_sizes = _sum_slots(sizes[..., None], slots, k + 1)[..., :k, 0]
+    if selection.mix is not None:
+        merged = _mixed(tokens, selection)
+    elif selection.combine == "sum":
+        exact = torch.promote_types(tokens.dtype, torch.float32)
+        weight = torch.ones_like(sizes) if selection.weight is None else _broadcast(selection.weight, tokens)
+        merged = _sum_slots(tokens * weight.to(exact)[..., None], slots, k + 1)[..., :k, :]
+    else:
+        merged = _means(tokens, sizes, selection, slots)
+    merged = merged.to(tokens.dtype)
+    if not selection.cls_first:
+        return merged, merged_sizes
+    if cls_token is None:
+        raise ValueError("cls_first was selected where there is no CLS token: see view.has_cls")
+    merged = torch.cat([cls_token[:, None].to(merged.dtype), merged[:, 1:]], dim=1)
+    return merged, torch.cat([torch.ones_like(merged_sizes[:, :1]), merged_sizes[:, 1:]], dim=1)
+
+
+def _means(tokens: Tensor, sizes: Tensor, selection: Selection, slots: Tensor) -> Tensor:
+    """The weighted mean of every slot's members ``[b, k, d]``."""
+    k = selection.keep.shape[-1]
     exact = torch.promote_types(tokens.dtype, torch.float32)
     weight = (sizes if selection.weight is None else _broadcast(selection.weight, tokens)).to(exact)
-    merged_sizes = _sum_slots(sizes[..., None], slots, k + 1)[..., 0]
     members = _sum_slots(torch.ones_like(weight)[..., None], slots, k + 1)[..., 0]
     # Weight 1 makes the sum over a slot of one token an exact copy of it.
     weight = weight.where(members.gather(-1, slots) > 1, 1.0)
     total = _sum_slots(weight[..., None], slots, k + 1).where(members[..., None] > 0, 1.0)
     if debugging() and bool((total[..., :k, :] == 0).any()):
         raise ValueError("the weights of a merged slot sum to zero: give every slot a token of positive weight")
-    mean = _sum_slots(tokens * weight[..., None], slots, k + 1).div_(total)
-    return mean[..., :k, :].to(tokens.dtype), merged_sizes[..., :k]
+    return _sum_slots(tokens * weight[..., None], slots, k + 1).div_(total)[..., :k, :]
+
+
+def _mixed(tokens: Tensor, selection: Selection) -> Tensor:
+    """Every slot's own combination of all tokens ``[b, k, d]``; padding slots are zero, unused tokens are not read."""
+    assert selection.mix is not None
+    exact = torch.promote_types(tokens.dtype, torch.float32)
+    mix = selection.mix.to(exact).masked_fill((selection.keep < 0)[..., None], 0.0)
+    unused = (mix == 0).all(dim=-2)
+    return mix @ tokens.to(exact).masked_fill(unused[..., None], 0.0)
 
 
 def _filled_slots(selection: Selection, tokens: Tensor) -> Tensor:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from tokcomp.models.adapter import Tower
 from tokcomp.ops.merging import apply_selection
+from tokcomp.ops.received import received_attention, unsplit
 from tokcomp.ops.scores import attention_rows
-from tokcomp.runner.apply import clean_selection
+from tokcomp.runner.apply import clean_selection, gather_tokens
 from tokcomp.runner.images import Images
 from tokcomp.stages import VisionReducer
 from tokcomp.types import Selection, Signal, Site, VisionView
@@ -29,6 +31,8 @@ class Encoding:
         images: the token table.
         bias: additive attention mask of the blocks to come, or None.
         signals: what was taken from the attention of each block.
+        lasting: the blocks whose signals are read at a later place than right after the block.
+        cls_token: the CLS token's state at the feature layer ``[i, d]``, where the reducer wants it.
         late: what was decided past the feature layer; applied to the features when they come.
     """
 
@@ -37,19 +41,37 @@ class Encoding:
     images: Images
     bias: Tensor | None = None
     signals: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+    lasting: frozenset[int] = frozenset()
+    cls_token: Tensor | None = None
     late: list[tuple[Site, Selection]] = field(default_factory=list)
 
     def observe(self, number: int, query: Tensor, key: Tensor, scale: float) -> None:
         """Take from one block's attention what the reducer asked for."""
         assert self.reducer is not None
-        n_prefix = self.tower.n_prefix
+        n_prefix, needs = self.tower.n_prefix, self.reducer.signals()
         signals: dict[str, Tensor] = {}
-        if Signal.KEYS in self.reducer.needs:
+        if Signal.KEYS in needs:
             signals["_keys"] = key.mean(dim=1)[:, n_prefix:]
-        if Signal.CLS_ATTENTION in self.reducer.needs:
-            rows = attention_rows(query[:, :, :1], key, scale=scale, mask=self.bias)
-            signals["_cls_attention"] = rows[:, :, 0, n_prefix:]
+        if Signal.CLS_ATTENTION in needs:
+            signals["_cls_attention"] = self._attended(query, key, scale)
+        if Signal.UNSPLIT_ATTENTION in needs:
+            wide = unsplit(query), unsplit(key)
+            signals["_unsplit_attention"] = self._attended(*wide, wide[0].shape[-1] ** -0.5)[:, 0]
+        if Signal.UNSPLIT_KEYS in needs:
+            signals["_unsplit_keys"] = unsplit(key)[:, 0, n_prefix:]
         self.signals[number] = signals
+
+    def _attended(self, query: Tensor, key: Tensor, scale: float) -> Tensor:
+        """The CLS token's attention ``[i, h, k]`` or, without such a token, what each token receives ``[i, 1, k]``; 0 for
+        padding."""
+        n_prefix, valid = self.tower.n_prefix, self.images.valid
+        if self.tower.has_cls:
+            scores = attention_rows(query[:, :, :1], key, scale=scale, mask=self.bias)[:, :, 0, n_prefix:]
+        else:
+            rows = None if self.images.uniform else valid
+            received = received_attention(query[:, :, n_prefix:], key, scale=scale, bias=self.bias, valid=rows)
+            scores = received[:, None, n_prefix:]
+        return scores if self.images.uniform else scores.masked_fill(~valid[:, None], 0.0)
 
     def shorten(self, site: Site, hidden: Tensor) -> Tensor:
         """Let the reducer act on a block's hidden states ``[i, prefix + k, d]``."""
@@ -71,20 +93,24 @@ class Encoding:
 
     def follow(self, site: Site, selection: Selection, tokens: Tensor) -> Tensor:
         """Apply a selection to tokens and table."""
-        shortened, sizes = apply_selection(tokens, self.images.sizes, selection)
+        shortened, sizes = apply_selection(tokens, self.images.sizes, selection, cls_token=self.cls_token)
         self.images.apply(site, selection, sizes)
+        index = selection.keep.clamp(min=0)
+        # What was seen of a token before stays with the token that stands at its place.
+        self.signals = {number: {name: _carried(name, value, index) for name, value in self.signals[number].items()}
+                        for number in self.lasting & self.signals.keys()}  # fmt: skip
         return shortened
 
     def _view(self, site: Site, tokens: Tensor) -> VisionView:
         assert self.reducer is not None
-        images = self.images
+        images, depth = self.images, len(self.tower.blocks)
         layer = site.layer if site.layer is not None else self.tower.feature_block
-        signals = dict(self.signals.get(-1 if layer is None else layer, {}))
-        if "_cls_attention" in signals:
-            signals["_cls_attention"] = signals["_cls_attention"].masked_fill(~images.valid[:, None], 0.0)
+        signals: dict[str, Any] = dict(self.signals.get(-1 if layer is None else layer, {}))
+        signals["_elsewhere"] = {block: self.signals.get(block, {}) for block in self.reducer.looks_at(depth)
+                                 if block is not None}  # fmt: skip
         return VisionView(
             site=site,
-            depth=len(self.tower.blocks),
+            depth=depth,
             tokens=tokens,
             valid=images.valid,
             sizes=images.sizes,
@@ -92,7 +118,9 @@ class Encoding:
             protected=images.protected,
             grid=images.grid,
             n_prefix=self.tower.n_prefix,
-            _digest=images.digest if Signal.DIGEST in self.reducer.needs else None,
+            has_cls=self.tower.has_cls,
+            _cls_token=self.cls_token,
+            _digest=images.digest if Signal.DIGEST in self.reducer.signals() else None,
             **signals,
         )
 
@@ -107,3 +135,10 @@ class Encoding:
         bias = bias.masked_fill(~images.valid, _MASKED)
         bias = torch.cat([bias.new_zeros(bias.shape[0], self.tower.n_prefix), bias], dim=1)
         return bias[:, None, None].to(dtype)
+
+
+def _carried(name: str, value: Tensor, index: Tensor) -> Tensor:
+    """A signal of one block ``[i, k, d]`` (attention: ``[i, ..., k]``) for the tokens ``index`` ``[i, k']``."""
+    if name == "_cls_attention":
+        return value.gather(2, index[:, None].expand(-1, value.shape[1], -1))
+    return gather_tokens(value, index)

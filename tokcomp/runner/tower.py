@@ -24,6 +24,10 @@ from tokcomp.types import Signal, Site
 
 __all__ = ["VisionStage"]
 
+_ATTENTION = frozenset({Signal.CLS_ATTENTION, Signal.UNSPLIT_ATTENTION})
+_INSIDE = _ATTENTION | {Signal.KEYS, Signal.UNSPLIT_KEYS, Signal.CLS_TOKEN}
+"""Signals that come from inside the tower."""
+
 
 class VisionStage:
     """Runs one reducer (or none) in one tower; ``encoded`` is called with the images of every tower call."""
@@ -32,13 +36,16 @@ class VisionStage:
         self, tower: Tower, reducer: VisionReducer | None, *, digests: bool, encoded: Callable[[Images], None]
     ) -> None:
         self.tower, self.reducer, self.encoded = tower, reducer, encoded
-        self.digests = digests or (reducer is not None and Signal.DIGEST in reducer.needs)
+        self.digests = digests or (reducer is not None and Signal.DIGEST in reducer.signals())
         self.sites: tuple[Site, ...] = ()
+        self.observed: frozenset[int] = frozenset()
+        self.lasting: frozenset[int] = frozenset()
         if reducer is not None:
             self.sites = reducer.sites(len(tower.blocks))
             self._refuse_unmet(reducer)
             # Merging in the middle of a block past the feature layer would change nothing that anybody sees.
             self.sites = tuple(site for site in self.sites if site.kind != "mid" or not self._is_late(site))
+            self._look(reducer)
         self._local = threading.local()
 
     def _is_late(self, site: Site) -> bool:
@@ -47,17 +54,17 @@ class VisionStage:
 
     def _refuse_unmet(self, reducer: VisionReducer) -> None:
         depth, who = len(self.tower.blocks), f"vision strategy '{reducer.name}'"
-        if Signal.CLS_ATTENTION in reducer.needs and not self.tower.has_cls:
+        if reducer.signals() & _ATTENTION and not self.tower.has_cls and reducer.without_cls == "refuse":
             raise CompatibilityError(
                 f"{who} needs the attention of a CLS token, and this vision tower has none; use a strategy without that "
-                "need (`tokcomp list vision` shows the needs of each)"
+                "need, or one that takes the attention received in its place (`tokcomp show vision/NAME` says so)"
             )
         for site in self.sites:
             if site.layer is not None and not 0 <= site.layer < depth:
                 raise CompatibilityError(
                     f"{who} acts at {site}, but the vision tower has {depth} blocks: 0..{depth - 1}"
                 )
-        signals = reducer.needs & {Signal.KEYS, Signal.CLS_ATTENTION}
+        signals = reducer.signals() & _INSIDE
         if self.tower.feature_block is None and (signals or any(site.layer is not None for site in self.sites)):
             raise CompatibilityError(
                 f"{who} acts inside the vision tower, but this model mixes the features of several tower layers; use a "
@@ -74,13 +81,15 @@ class VisionStage:
         if self.reducer is None:
             return
         hooks.before(tower.projector, self._before_projector)
-        observed = self._observed_blocks(self.reducer)
-        if observed:
+        if self.observed:
             hooks.switch(tower.config)
-        for number in observed:
+        for number in sorted(self.observed):
             hooks.observe(tower.blocks[number].attention, self._observer(number))
         if tower.feature_block is not None:
-            last = max([tower.feature_block, *(site.layer for site in self.sites if site.layer is not None)])
+            acting = (site.layer for site in self.sites if site.layer is not None)
+            last = max([tower.feature_block, *self.observed, *acting])
+            if Signal.CLS_TOKEN in self.reducer.signals() and tower.has_cls:
+                hooks.after(tower.blocks[tower.feature_block].module, self._note_cls)
             for number, block in enumerate(tower.blocks):
                 self._install_block(hooks, number, block, last)
 
@@ -90,7 +99,7 @@ class VisionStage:
             return
         if any(site.layer is not None and site.layer < number for site in self.sites):
             hooks.before(block.module, self._mask_merged)
-        if self._is_late(Site.block(number)):
+        if number == last_needed and self._is_late(Site.block(number)):
             # Only this block's attention is wanted (key tokens); its output goes nowhere.
             hooks.replace_forward(block.module, _probe(block))
         elif Site.mid(number) in self.sites:
@@ -98,11 +107,20 @@ class VisionStage:
         if Site.block(number) in self.sites:
             hooks.after(block.module, self._after_block(number))
 
-    def _observed_blocks(self, reducer: VisionReducer) -> tuple[int, ...]:
-        if not reducer.needs & {Signal.KEYS, Signal.CLS_ATTENTION}:
-            return ()
-        layers = {self.tower.feature_block if site.layer is None else site.layer for site in self.sites}
-        return tuple(sorted(layer for layer in layers if layer is not None))
+    def _look(self, reducer: VisionReducer) -> None:
+        """Which blocks are observed, and whose signals outlast the block itself."""
+        if not reducer.signals() & (_INSIDE - {Signal.CLS_TOKEN}):
+            return
+        looks_at = reducer.looks_at(len(self.tower.blocks))
+        elsewhere = {block for block in looks_at if block is not None}
+        own = set(self.sites) if None in looks_at else set()
+        features = {self.tower.feature_block for site in own if site.layer is None}
+        lasting = elsewhere | {block for block in features if block is not None}
+        self.lasting = frozenset(lasting)
+        self.observed = frozenset(lasting | {site.layer for site in own if site.layer is not None})
+
+    def _note_cls(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        self._encoding.cls_token = (output[0] if isinstance(output, tuple) else output)[:, 0]
 
     # -- one tower call ----------------------------------------------------------------------------------------------
 
@@ -116,7 +134,7 @@ class VisionStage:
         images = Images.fresh(pixels.shape[0], self.tower.grid(pixels), pixels.device)
         if self.digests:
             images.digest = pixel_digest(pixels)
-        self._local.encoding = Encoding(self.tower, self.reducer, images)
+        self._local.encoding = Encoding(self.tower, self.reducer, images, lasting=self.lasting)
 
     def _count_blocks(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         images, n_prefix = self._encoding.images, self.tower.n_prefix

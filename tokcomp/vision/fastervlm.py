@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from tokcomp.budget import Budgeted
 from tokcomp.registry import VISION
@@ -32,6 +32,7 @@ class FasterVLM(Budgeted, VisionReducer):
     """
 
     needs: ClassVar[frozenset[Signal]] = frozenset({Signal.CLS_ATTENTION})
+    without_cls: ClassVar[Literal["received", "refuse"]] = "received"
     paper: ClassVar[str] = "FasterVLM, 2024, arXiv 2412.01818 v1"
 
     def sites(self, depth: int) -> tuple[Site, ...]:

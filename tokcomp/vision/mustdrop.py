@@ -46,6 +46,7 @@ class MustDrop(VisionReducer):
     """
 
     needs: ClassVar[frozenset[Signal]] = frozenset({Signal.CLS_ATTENTION})
+    without_cls: ClassVar[Literal["received", "refuse"]] = "received"
     protects: ClassVar[bool] = True
     paper: ClassVar[str] = (
         "Multi-Stage Vision Token Dropping: Towards Efficient Multimodal Large Language Model, 2024, arXiv 2411.10803"

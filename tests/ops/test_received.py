@@ -1,0 +1,27 @@
+"""Received attention against the whole map."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tokcomp.ops.received import received_attention, unsplit
+
+
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("padded", [False, True])
+def test_equals_the_mean_of_the_map(biased: bool, padded: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    query, key = torch.randn(2, 3, 7, 5, generator=generator), torch.randn(2, 3, 8, 5, generator=generator)
+    bias = torch.randn(2, 1, 1, 8, generator=generator) if biased else None
+    valid = torch.arange(7) < torch.tensor([[7], [4]]) if padded else None
+    logits = 0.4 * query @ key.transpose(-1, -2) + (0 if bias is None else bias)
+    rows = logits.softmax(-1).mean(1)  # (b, t, l)
+    counts = [7, 4] if padded else [7, 7]
+    expected = torch.stack([rows[i, :count].mean(0) for i, count in enumerate(counts)])
+    torch.testing.assert_close(received_attention(query, key, scale=0.4, bias=bias, valid=valid), expected)
+
+
+def test_unsplit_puts_the_heads_side_by_side() -> None:
+    states = torch.arange(12.0).view(1, 2, 3, 2)
+    assert torch.equal(unsplit(states)[0, 0], torch.cat([states[0, 0], states[0, 1]], dim=-1))
