@@ -70,6 +70,10 @@ class Decoder:
         attentions: their attention modules.
         rotary: ``(hidden, position_ids) -> (cos, sin)``.
         inv_freq: the rotary frequencies, for rotating cached keys.
+        planes: planes of position ids that the frequencies turn by: 1, or 3 for multimodal rotary positions (time, row,
+            column).
+        axes: the plane that each frequency turns by ``[d_rot / 2]``; None for a single plane.
+        interleaved: whether rotation pairs neighbouring dimensions, and not the halves.
         config: the decoder's config.
     """
 
@@ -79,6 +83,9 @@ class Decoder:
     rotary: Callable[..., tuple[Tensor, Tensor]]
     inv_freq: Callable[[], Tensor]
     config: Any
+    planes: int = 1
+    axes: Callable[[], Tensor | None] = lambda: None
+    interleaved: Callable[[], bool] = lambda: False
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from tokcomp.errors import UnsupportedError
 from tokcomp.models.adapter import Adapter, Decoder
+from tokcomp.models.rotary import pairs_neighbours, rotary_axes, rotary_planes
 
 __all__ = ["build", "decoder_of", "looks_causal"]
 
@@ -46,6 +47,7 @@ def decoder_of(body: Any) -> Decoder:
         return freq
 
     layers = body.layers
+    attention = layers[0].self_attn
     return Decoder(
         module=body,
         layers=tuple(layers),
@@ -53,6 +55,9 @@ def decoder_of(body: Any) -> Decoder:
         rotary=rotary,
         inv_freq=inv_freq,
         config=body.config,
+        planes=rotary_planes(body.rotary_emb),
+        axes=lambda: rotary_axes(body.rotary_emb),
+        interleaved=lambda: pairs_neighbours(attention, inv_freq()),
     )
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 __all__ = ["rerotate"]
 
 
-def rerotate(keys: Tensor, delta: Tensor, inv_freq: Tensor) -> Tensor:
+def rerotate(keys: Tensor, delta: Tensor, inv_freq: Tensor, *, interleaved: bool = False) -> Tensor:
     """Rotate cached keys from their old position to a new one, as if they had been rotated there at once.
 
     Rotations add up, so only the difference matters. Half-split convention (LLaMA, Qwen): dimension i is paired with
@@ -20,6 +20,7 @@ def rerotate(keys: Tensor, delta: Tensor, inv_freq: Tensor) -> Tensor:
         delta: new minus old position ``[b, g, l]`` (broadcastable), or ``[b, g, l, d_rot / 2]`` where each frequency
             has a position axis of its own (multimodal RoPE).
         inv_freq: angle per position of each pair ``[d_rot / 2]``; dimensions from ``d_rot`` on are left alone.
+        interleaved: dimension ``2 i`` is paired with ``2 i + 1`` instead (GLM, Cohere).
 
     Returns:
         New keys of the same shape and dtype, computed in float32.
@@ -33,6 +34,10 @@ def rerotate(keys: Tensor, delta: Tensor, inv_freq: Tensor) -> Tensor:
     turns = delta.float() if delta.dim() == keys.dim() else delta.float()[..., None]
     angle = turns * inv_freq.float()  # (b, g, l, d_rot / 2)
     cos, sin = angle.cos(), angle.sin()
-    first, second = keys[..., :half].float(), keys[..., half : 2 * half].float()
-    turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(keys.dtype)
+    if interleaved:
+        first, second = keys[..., 0 : 2 * half : 2].float(), keys[..., 1 : 2 * half : 2].float()
+    else:
+        first, second = keys[..., :half].float(), keys[..., half : 2 * half].float()
+    pair = first * cos - second * sin, second * cos + first * sin
+    turned = (torch.stack(pair, dim=-1).flatten(-2) if interleaved else torch.cat(pair, dim=-1)).to(keys.dtype)
     return turned if 2 * half == keys.shape[-1] else torch.cat((turned, keys[..., 2 * half :]), dim=-1)

@@ -31,7 +31,8 @@ class CompressedLayer(DynamicLayer):
         valid: ``[b, 1|g, m]`` which of the first m entries are no padding (later ones never are), or None for all.
         index: ``[b, 1|g, m]`` prompt column of the first m entries; later entries are the tokens that followed.
         offset: ``[b]`` what this layer's positions lag behind the model's own, or None for nothing.
-        phase: ``[b, 1|g, m]`` position at which the first m keys are rotated; kept only where a policy rotates keys.
+        phase: ``[b, 1|g, m]`` position of the first m keys in this layer's numbering, or ``[b, 1|g, m, p]`` planes of it;
+            followed only where a policy numbers anew.
         visible: ``[b, g, m]`` entries that the coming step may see, or None for all; used up by that step.
         rows: ``[b]`` row of the request that each row of the cache belongs to (beams move rows around).
         kin: layers with equal ``kin`` hold the same tokens and share their masks; None where a policy went its own way.
@@ -112,13 +113,14 @@ class CompressedLayer(DynamicLayer):
         self.index = sequence.index[:, None]
         self.valid = None if sequence.valid is None else sequence.valid[:, None]
         self.offset = sequence.offset
-        self.phase = sequence.positions[:, None]
+        at = sequence.positions
+        self.phase = at[:, None] if at.dim() == 2 else at.permute(1, 2, 0)[:, None]
         self.rows = torch.arange(sequence.index.shape[0], device=sequence.index.device)
         self.kin = id(sequence)
         self.arriving = seen
 
     def lag(self, positions: Tensor) -> Tensor:
-        """This layer's position ids for ``positions`` ``[b|1, l]`` of the model's own numbering."""
+        """This layer's position ids for ``positions`` ``[b|1, l]`` or ``[p, b|1, l]`` of the model's own numbering."""
         return positions if self.offset is None else positions - self.offset[:, None]
 
     def full_index(self) -> Tensor:

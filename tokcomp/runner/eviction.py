@@ -13,6 +13,7 @@ from tokcomp.models.adapter import Decoder
 from tokcomp.ops.rotary import rerotate
 from tokcomp.runner.apply import gather_entries
 from tokcomp.runner.cache import CompressedLayer, filled
+from tokcomp.runner.positions import close_up
 from tokcomp.stages import CachePolicy
 from tokcomp.types import CacheView, Selection, Signal, debugging
 
@@ -83,9 +84,18 @@ class Evictor:
             seen = torch.zeros(*keep.shape[:2], layer.length + 1, dtype=torch.bool, device=keep.device)
             layer.visible = seen.scatter(2, keep.where(keep >= 0, layer.length), True)[..., :-1]
             return
-        before = self._phases(layer) if self.policy.positions == "rerotate" else None
+        anew = self.policy.positions != "keep"
+        before = (
+            self._phases(layer) if anew and (self.policy.positions == "rerotate" or self.decoder.planes > 1) else None
+        )
+        used = None if layer.valid is None else filled(layer.valid, layer.length).expand(-1, heads, -1)
         layer.evict(keep, ragged=selection.ragged or layer.valid is not None)
-        self._place(layer, keep, before)
+        if before is not None and self.decoder.planes > 1:
+            self._close_up(
+                layer, keep, before, torch.ones_like(before[..., 0], dtype=torch.bool) if used is None else used
+            )
+        elif anew:
+            self._place(layer, keep, before)
 
     def _check(self, layer: CompressedLayer, selection: Selection) -> None:
         try:
@@ -97,8 +107,6 @@ class Evictor:
 
     def _place(self, layer: CompressedLayer, keep: Tensor, before: Tensor | None) -> None:
         """Number what comes next, by the policy's ``positions``."""
-        if self.policy.positions == "keep":
-            return
         valid = layer.valid
         count: Any = layer.length if valid is None else filled(valid, layer.length).sum(dim=-1).amax(dim=-1)
         layer.offset = layer.request.next_position - count
@@ -108,18 +116,43 @@ class Evictor:
         if valid is not None:
             slots = (valid.long().cumsum(dim=-1) - 1).clamp(min=0)
         moved = slots - gather_entries(before, keep.clamp(min=0))
-        layer.keys = rerotate(layer.keys, moved, self.decoder.inv_freq())
+        layer.keys = rerotate(layer.keys, moved, self.decoder.inv_freq(), interleaved=self.decoder.interleaved())
         layer.phase = slots
 
+    def _close_up(self, layer: CompressedLayer, keep: Tensor, before: Tensor, used: Tensor) -> None:
+        """The same where positions have planes: values that no entry has any more are closed up."""
+        b, heads, length, _ = before.shape
+        kept = torch.zeros(b, heads, length + 1, dtype=torch.bool, device=keep.device)
+        kept = kept.scatter(2, keep.where(keep >= 0, length), True)[..., :-1]
+        until = self._next(layer).expand(b).repeat_interleave(heads)
+        moved, lag = close_up(before.permute(3, 0, 1, 2).flatten(1, 2), used.flatten(0, 1), kept.flatten(0, 1), until)
+        index = keep.clamp(min=0)
+        phase = gather_entries(moved.permute(1, 2, 0).unflatten(0, (b, heads)), index)
+        if self.policy.positions == "rerotate":
+            axes = self.decoder.axes()
+            turns = (phase - gather_entries(before, index))[..., axes]  # (b, g, k, d_rot / 2)
+            layer.keys = rerotate(layer.keys, turns, self.decoder.inv_freq(), interleaved=self.decoder.interleaved())
+        # Heads may lose different numbers of positions; what comes next stands behind all of them.
+        down = lag.view(b, heads).amin(dim=1)
+        layer.offset = down if layer.offset is None else layer.offset + down
+        layer.phase = phase
+
+    def _next(self, layer: CompressedLayer) -> Tensor:
+        """Position of the coming token in the layer's numbering ``[b|1]``."""
+        coming = layer.request.next_position
+        return coming if layer.offset is None else coming - layer.offset
+
     def _phases(self, layer: CompressedLayer) -> Tensor:
-        """The position at which each key is rotated ``[b, g, l]``."""
+        """The position of each key in the layer's numbering ``[b, g, l]``, or its planes ``[b, g, l, p]``."""
         assert layer.phase is not None
-        phase = layer.phase.expand(layer.keys.shape[0], layer.keys.shape[1], -1)
-        fresh = layer.length - phase.shape[-1]
+        b, heads = layer.keys.shape[:2]
+        phase = layer.phase.expand(b, heads, *layer.phase.shape[2:])
+        fresh = layer.length - phase.shape[2]
         if fresh == 0:
             return phase
-        last = phase.amax(dim=-1, keepdim=True)
-        return torch.cat([phase, last + torch.arange(1, fresh + 1, device=phase.device)], dim=-1)
+        later = self._next(layer)[:, None] - torch.arange(fresh, 0, -1, device=phase.device)  # (b|1, fresh)
+        later = later[:, None] if phase.dim() == 3 else later[:, None, :, None]
+        return torch.cat([phase, later.expand(b, heads, fresh, *phase.shape[3:])], dim=2)
 
 
 def _column(values: Tensor, index: Tensor) -> Tensor:

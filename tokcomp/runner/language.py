@@ -22,6 +22,7 @@ from tokcomp.runner.hooks import Hooks
 from tokcomp.runner.images import Images
 from tokcomp.runner.masks import causal_rows
 from tokcomp.runner.passes import Pass, to_columns
+from tokcomp.runner.positions import in_planes, next_after
 from tokcomp.runner.prompts import PromptReader
 from tokcomp.runner.request import Request
 from tokcomp.stages import CachePolicy, PrefillFilter, VisionReducer
@@ -173,7 +174,8 @@ class LanguageStage:
         positions = kwargs.get("position_ids")
         if positions is None:
             positions = request.next_position[first.rows, None] + torch.arange(fresh, device=tokens.device)
-        request.next_position = positions[:, -1] + 1
+        positions = in_planes(positions, self.decoder.planes)
+        request.next_position = next_after(positions)
         self._local.run = Pass(self.decoder, request, False, positions, first_offset=first.offset)
         # Every layer gets a mask of its own; a 4-D one is what keeps the model from building the full-length mask.
         placeholder = torch.zeros(1, 1, 1, 1, device=tokens.device)

@@ -14,6 +14,7 @@ from tokcomp.runner.arguments import cache_in
 from tokcomp.runner.cache import CompressedLayer, filled
 from tokcomp.runner.hooks import base_implementation
 from tokcomp.runner.masks import layer_mask
+from tokcomp.runner.positions import take_columns
 from tokcomp.runner.request import Prompt, Request, Sequence
 
 __all__ = ["Pass", "at_origin", "padding_of", "to_columns", "whole"]
@@ -27,7 +28,7 @@ class Pass:
         decoder: where it runs.
         request: whose tokens it reads.
         prefill: whether it reads the prompt.
-        positions: position ids in the model's own numbering ``[b|1, l]``.
+        positions: position ids in the model's own numbering ``[b|1, l]`` or ``[p, b|1, l]``.
         sequence: what enters the next layer (prefill only).
         changed: the sequence is not what the model made its masks for.
         rotary: cos and sin of ``sequence``; None for those that the model computed.
@@ -62,8 +63,9 @@ class Pass:
             cache.layers[number].expect(sequence, self.request.prompt.valid.shape[1])
         if self.rotary is not None:
             kwargs["position_embeddings"] = self.rotary
-            kwargs["position_ids"] = sequence.positions
         if self.changed:
+            # Layers turn by the tables; from ids with gaps flash attention would take the row for packed sequences.
+            kwargs["position_ids"] = None
             kwargs["attention_mask"] = self._mask(hidden, sequence.length, sequence.valid, kin=id(sequence))
 
     def step(self, number: int, hidden: Tensor, kwargs: dict[str, Any]) -> None:
@@ -77,10 +79,10 @@ class Pass:
         self.valid = valid = None if valid is None else filled(valid, total)
         kwargs["attention_mask"] = self._mask(hidden, total, valid, kin=("layer", number) if kin is None else kin)
         if layer.offset is not self.first_offset:
-            kwargs["position_ids"], kwargs["position_embeddings"] = self._numbering(layers, layer, hidden)
+            kwargs["position_ids"], kwargs["position_embeddings"] = None, self._numbering(layers, layer, hidden)
 
     def _numbering(self, layers: list[CompressedLayer], layer: CompressedLayer, hidden: Tensor) -> Any:
-        """Position ids and rotary tables of a layer that numbers its tokens in its own way.
+        """Rotary tables of a layer that numbers its tokens in its own way.
 
         The tables of all such layers are made together: one by one they would cost more than a small model's step.
         """
@@ -89,14 +91,15 @@ class Pass:
             offsets = {id(each.offset): each.offset for each in layers if each.offset is not self.first_offset}
             b = hidden.shape[0]
             lags = [self.positions.new_zeros(b) if lag is None else lag.expand(b) for lag in offsets.values()]
-            own = self.positions.expand(b, -1) - torch.stack(lags)[..., None]  # (numberings, b, l)
-            cos, sin = self.decoder.rotary(hidden, own.flatten(0, 1))
-            rows = zip(
-                offsets.values(), own, cos.unflatten(0, own.shape[:2]), sin.unflatten(0, own.shape[:2]), strict=True
-            )
+            planes = self.positions.shape[:-2]
+            positions = self.positions.expand(*planes, b, -1).unsqueeze(-3)
+            own = positions - torch.stack(lags)[..., None]  # ([p,] numberings, b, l)
+            cos, sin = self.decoder.rotary(hidden, own.flatten(-3, -2))
+            each = (len(lags), b)
+            rows = zip(offsets.values(), cos.unflatten(0, each), sin.unflatten(0, each), strict=True)
             # The key is an id: keep the object that it names.
-            tables.update({id(lag): (lag, positions, (c, s)) for lag, positions, c, s in rows})
-        return tables[id(layer.offset)][1:]
+            tables.update({id(lag): (lag, (c, s)) for lag, c, s in rows})
+        return tables[id(layer.offset)][1]
 
     def _mask(self, hidden: Tensor, length: int, valid: Tensor | None, *, kin: Any) -> Any:
         """The mask of a layer; layers of one ``kin`` have the same one."""
@@ -118,17 +121,15 @@ def whole(prompt: Prompt, positions: Tensor, valid: Tensor | None, n_vision: int
 
 
 def at_origin(positions: Tensor, prompt: Prompt, mask: Tensor) -> Tensor:
-    """Position ids ``[b, l]`` in which every vision token has that of the placeholder it stands at, wherever it was put.
+    """Position ids in which every vision token has that of the placeholder it stands at, wherever it was put.
 
     Args:
-        positions: ``[b|1, l]``. ``mask``: image placeholders ``[b, l]``.
+        positions: ``[b|1, l]`` or ``[p, b|1, l]``. ``mask``: image placeholders ``[b, l]``.
     """
-    b, length = mask.shape
-    own = positions.expand(b, length)
     # Placeholders in order, so that entry o of a row is the column of the sample's o-th placeholder.
     columns = (~mask).to(torch.uint8).argsort(dim=1, stable=True)
-    home = own.gather(1, columns.gather(1, prompt.origin.clamp(min=0)))
-    return home.where(prompt.vision, own)
+    home = take_columns(positions, columns.gather(1, prompt.origin.clamp(min=0)))
+    return home.where(prompt.vision, positions)
 
 
 def padding_of(mask: Tensor | None, like: Tensor) -> tuple[Tensor, bool]:

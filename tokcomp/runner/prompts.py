@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokcomp.errors import FeatureError, UnsupportedError
+from tokcomp.errors import FeatureError
 from tokcomp.models.adapter import Adapter
 from tokcomp.runner.apply import compress_index, gather_tokens
 from tokcomp.runner.images import Images
 from tokcomp.runner.passes import at_origin, padding_of, whole
 from tokcomp.runner.placeholders import Placement, build_prompt, place_images, refuse_without_text, text_digest
+from tokcomp.runner.positions import in_planes, next_after
 from tokcomp.runner.request import Prompt, Request, Sequence
 from tokcomp.stages import CachePolicy, PrefillFilter, VisionReducer
 from tokcomp.types import Signal
@@ -47,7 +48,7 @@ class PromptReader:
             request = Request(self._plain(embeds, valid), [], [], [0] * valid.shape[0])
         else:
             request = self._with_images(mask, valid, embeds, place_images(pending, mask.sum(dim=1).tolist()))
-        request.next_position = _positions(kwargs, embeds)[:, -1] + 1
+        request.next_position = next_after(self._positions(kwargs, embeds))
         return request
 
     def _plain(self, embeds: Tensor, valid: Tensor) -> Prompt:
@@ -65,13 +66,19 @@ class PromptReader:
             refuse_without_text(prompt, f"prefill strategy '{self.filter.name}'")
         return Request(prompt, placement.images, placement.rows, placement.per_sample)
 
+    def _positions(self, kwargs: dict[str, Any], tokens: Tensor) -> Tensor:
+        given = kwargs.get("position_ids")
+        if given is None:
+            given = torch.arange(tokens.shape[1], device=tokens.device)[None]
+        return in_planes(given, self.adapter.decoder.planes)
+
     def untouched(self, request: Request, mask: Tensor | None, kwargs: dict[str, Any]) -> Sequence:
         """The sequence of all the prompt's columns."""
         embeds = _tokens(kwargs)
         valid, padded = padding_of(kwargs.get("attention_mask"), embeds)
         n_vision, fewest = _most_and_fewest(mask)
         return whole(
-            request.prompt, _positions(kwargs, embeds), valid if padded else None, n_vision, n_vision == fewest
+            request.prompt, self._positions(kwargs, embeds), valid if padded else None, n_vision, n_vision == fewest
         )
 
     def first_sequence(
@@ -126,17 +133,6 @@ class PromptReader:
 
 def _tokens(kwargs: dict[str, Any]) -> Tensor:
     return kwargs["inputs_embeds"] if kwargs.get("inputs_embeds") is not None else kwargs["input_ids"]
-
-
-def _positions(kwargs: dict[str, Any], tokens: Tensor) -> Tensor:
-    positions = kwargs.get("position_ids")
-    if positions is None:
-        return torch.arange(tokens.shape[1], device=tokens.device)[None]
-    if positions.dim() != 2:
-        raise UnsupportedError(
-            f"position_ids of {positions.dim()} dimensions (multimodal rotary positions) are not supported"
-        )
-    return positions
 
 
 def _most_and_fewest(mask: Tensor | None) -> tuple[int, int]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tokcomp.runner.apply import gather_tokens, renumber
 from tokcomp.runner.images import Images
+from tokcomp.runner.positions import close_up, next_after, take_columns
 
 __all__ = ["Entries", "Prompt", "Request", "Sequence"]
 
@@ -53,7 +54,7 @@ class Sequence:
     Attributes:
         index: ``[b, l]`` column of the prompt that each token came from.
         valid: ``[b, l]``, or None where no row holds padding.
-        positions: ``[b|1, l]`` position ids.
+        positions: ``[b|1, l]`` position ids, or ``[p, b|1, l]`` planes of them (multimodal rotary positions).
         offset: ``[b]`` what the numbering of this sequence lags behind the model's own, or None for nothing.
         n_vision: vision tokens of the longest row.
         uniform: every row has ``n_vision`` vision tokens.
@@ -80,14 +81,28 @@ class Sequence:
         return slots, real
 
     def take(self, taken: Tensor, valid: Tensor | None, *, n_vision: int, uniform: bool, number_anew: bool) -> Sequence:
-        """The sequence of the columns ``taken`` ``[b, k]``, of which ``valid`` are no padding."""
-        positions, offset = gather_tokens(self.positions, taken), self.offset
+        """The sequence of the columns ``taken`` ``[b, k]``, of which ``valid`` are no padding.
+
+        Numbered anew, the tokens of a row get 0, 1, 2...; where positions have planes see
+        :func:`~tokcomp.runner.positions.close_up`.
+        """
+        positions, offset = take_columns(self.positions, taken), self.offset
         if number_anew:
-            anew = torch.arange(taken.shape[1], device=taken.device)[None] if valid is None else renumber(valid)
-            lag = positions[:, -1] - anew[:, -1]
+            if positions.dim() == 2:
+                anew = torch.arange(taken.shape[1], device=taken.device)[None] if valid is None else renumber(valid)
+                lag = positions[:, -1] - anew[:, -1]
+            else:
+                anew, lag = self._closed_up(taken, valid)
             positions, offset = anew, lag if offset is None else offset + lag
         return Sequence(index=self.index.gather(1, taken), valid=valid, positions=positions, offset=offset,
                         n_vision=n_vision, uniform=uniform)  # fmt: skip
+
+    def _closed_up(self, taken: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+        none = torch.zeros_like(self.index, dtype=torch.bool)
+        kept = none.scatter(1, taken, True if valid is None else valid)
+        used = ~none if self.valid is None else self.valid
+        moved, lag = close_up(self.positions, used, kept, next_after(self.positions).expand(taken.shape[0]))
+        return take_columns(moved, taken), lag
 
 
 @dataclass
