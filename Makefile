@@ -8,7 +8,7 @@ OUT ?= outputs/demo
 export HF_HUB_OFFLINE := 1
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: demo env test test-fast lint format docs results bench clean help
+.PHONY: demo env test test-fast lint format docs results bench bench-gpu clean help
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.demo  ## the embedded model, dense and compressed in all three stages: a table, and a picture of what it kept
@@ -53,6 +53,9 @@ results: env  ## the tables and pictures of README and site, from runs on the em
 
 bench: env  ## prefill speed against what the FLOPs promise
 	$(BIN)/python benchmarks/prefill.py
+
+bench-gpu: env  ## speed and memory of 7B shapes on a CUDA device (5 minutes on an H200)
+	$(BIN)/python -m benchmarks.gpu --minutes 5
 
 clean:  ## remove what the other targets made
 	rm -rf $(VENV) outputs multirun site dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

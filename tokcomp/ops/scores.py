@@ -7,14 +7,19 @@ equal scores are common, and they change which tokens survive.
 
 from __future__ import annotations
 
+from functools import cache
+from importlib.util import find_spec
+
 import torch
 from torch import Tensor
+from torch.torch_version import TorchVersion
 
 __all__ = ["attention_rows", "column_sums"]
 
 _HIDDEN = torch.finfo(torch.float32).min
 _MAP_SHARE = 1 / 32
 _FLOOR_BYTES = 2**20
+_WIDENING_PRODUCT = TorchVersion(torch.__version__) >= (2, 8)  # bmm(half, half) -> float32
 _ROWS = (16, 128)  # the fewest rows of a piece, and as many as make its matrix product efficient
 
 
@@ -36,8 +41,7 @@ def attention_rows(query: Tensor, key: Tensor, *, scale: float, mask: Tensor | N
     """
     b, h, t, d = query.shape
     g, keys = _kv_heads(query, key), key.shape[2]
-    grouped = (query.float() * scale).reshape(b, g, h // g * t, d)
-    logits = (grouped @ key.float().transpose(-1, -2)).view(b, h, t, keys)
+    logits = _exact_product(query.reshape(b, g, h // g * t, d), key, scale).view(b, h, t, keys)
     if mask is None:
         return logits.softmax(dim=-1)
     visible = mask
@@ -46,6 +50,16 @@ def attention_rows(query: Tensor, key: Tensor, *, scale: float, mask: Tensor | N
         logits += mask.float()
     rows = logits.masked_fill_(~visible, _HIDDEN).softmax(dim=-1)
     return rows.mul_(visible.any(dim=-1, keepdim=True))
+
+
+def _exact_product(query: Tensor, key: Tensor, scale: float) -> Tensor:
+    """``scale * query @ key^T`` ``[b, g, t, l]`` float32, from ``[b, g, t, d]`` and ``[b, g, l, d]``."""
+    half = query.dtype in (torch.float16, torch.bfloat16)
+    if query.is_cuda and half and _WIDENING_PRODUCT and not query.requires_grad:
+        # Products of half-precision numbers are exact in float32, so the keys need no float32 copy.
+        flat = torch.bmm(query.flatten(0, 1), key.flatten(0, 1).transpose(-1, -2), out_dtype=torch.float32)
+        return flat.mul_(scale).view(*query.shape[:3], key.shape[2])
+    return (query.float() * scale) @ key.float().transpose(-1, -2)
 
 
 def column_sums(
@@ -61,10 +75,12 @@ def column_sums(
 ) -> Tensor:
     """Attention that every key receives, summed over query rows and over the query heads of its KV group.
 
-    The map is made piece by piece, a few KV heads by a few rows at a time, each piece summed at once; under a causal
-    mask only the keys that the piece can see are touched. Peak extra memory is about ``chunk_bytes`` or 1/32 of the
-    float32 map ``[b, h, l, l]``, whichever is less, keys converted to float32 included; a piece has at least 16 rows of
-    one KV head, which exceeds this only for short sequences and very long ones.
+    On a GPU with Triton the map is made in tiles that never leave the chip (:mod:`tokcomp.ops.kernels`), with the same
+    results. Elsewhere, or where ``chunk_bytes`` is given, it is made piece by piece, a few KV heads by a few rows at a
+    time, each piece summed at once; under a causal mask only the keys that the piece can see are touched. Peak extra
+    memory is about ``chunk_bytes`` or 1/32 of the float32 map ``[b, h, l, l]``, whichever is less, keys converted to
+    float32 included; a piece has at least 16 rows of one KV head, which exceeds this only for short sequences and very
+    long ones.
 
     Args:
         query: rotated queries ``[b, h, t, d]``, the *last* t positions of the sequence.
@@ -74,8 +90,8 @@ def column_sums(
         key_valid: ``[b, l]`` or, for caches that differ per KV head, ``[b, g, l]``; False hides the key.
         row_valid: ``[b, t]`` rows that count. None: the last t columns of a ``[b, l]`` ``key_valid``, else all rows.
         rows: sum only over the last ``rows`` valid rows of each sample; None: over all of them.
-        chunk_bytes: the memory that one piece may take. None: 8 MiB on a CPU, where pieces that stay in its cache are
-            fastest, 128 MiB elsewhere, where few large steps are.
+        chunk_bytes: the memory that one piece may take. None: the kernel where there is one, else 8 MiB on a CPU, where
+            pieces that stay in its cache are fastest, and 128 MiB elsewhere, where few large steps are.
 
     Returns:
         ``[b, g, l]`` float32; 0 for hidden keys.
@@ -83,8 +99,8 @@ def column_sums(
     Raises:
         ValueError: the shapes disagree, or ``rows`` is below 1.
     """
-    b, h, t, _ = query.shape
-    g, length = _kv_heads(query, key), key.shape[2]
+    _kv_heads(query, key)
+    t, length = query.shape[2], key.shape[2]
     _refuse_rows(t, length if causal else None, rows)
     if row_valid is None and key_valid is not None and key_valid.dim() == 2 and t <= length:
         row_valid = key_valid[:, length - t :]
@@ -94,9 +110,24 @@ def column_sums(
         query, position, row_valid = _last_rows(query, position, row_valid, rows)
         t, offset = rows, length  # rows of different samples no longer stand at one place
     visible = key_valid if key_valid is None or key_valid.dim() == 3 else key_valid[:, None]  # (b, 1 or g, l)
-    grouped = query.unflatten(1, (g, h // g))  # (b, g, h / g, t, d)
+    seen_to = position if causal else None
+    if chunk_bytes is None and _has_kernels(query):
+        from tokcomp.ops.kernels import fused_column_sums
+
+        return fused_column_sums(
+            query, key, scale=scale, position=seen_to, skip=offset, visible=visible, counts=row_valid
+        )
     if chunk_bytes is None:
         chunk_bytes = (8 if query.device.type == "cpu" else 128) * 2**20
+    return _chunked_sums(query, key, scale, seen_to, offset, visible, row_valid, chunk_bytes)
+
+
+def _chunked_sums(query: Tensor, key: Tensor, scale: float, position: Tensor | None, offset: int,
+                  visible: Tensor | None, row_valid: Tensor | None, chunk_bytes: int) -> Tensor:  # fmt: skip
+    """Column sums piece by piece; arguments as in :func:`column_sums`."""
+    b, g, length, _ = key.shape
+    t = query.shape[2]
+    grouped = query.unflatten(1, (g, -1))  # (b, g, h / g, t, d)
     heads, height = _piece(grouped.shape, length, chunk_bytes)
     sums = torch.zeros(b, g, length, dtype=torch.float32, device=query.device)
     for g0 in range(0, g, heads):
@@ -108,12 +139,23 @@ def column_sums(
             sums[:, block, :end] += _piece_sums(
                 grouped[:, block, :, i0 : i0 + height].float() * scale,
                 keys[:, :, :end],
-                position[:, i0 : i0 + height, None] if causal else None,
+                None if position is None else position[:, i0 : i0 + height, None],
                 0 if offset == length else i0 + offset,
                 None if seen is None else seen[:, :, None, None, :end],
                 None if row_valid is None else row_valid[:, i0 : i0 + height],
             )
     return sums
+
+
+@cache
+def _triton_installed() -> bool:
+    return find_spec("triton") is not None
+
+
+def _has_kernels(query: Tensor) -> bool:
+    """Whether the Triton kernels run on this tensor's device (from Volta on, ROCm's builds included) and dtype."""
+    fits = query.is_cuda and query.dtype in (torch.float32, torch.float16, torch.bfloat16) and not query.requires_grad
+    return fits and _triton_installed()
 
 
 def _piece_sums(
