@@ -37,3 +37,13 @@ def meta(folder: Path, name: str = "golden.json") -> dict[str, Any]:
 def group(folder: Path, case: str, name: str = "golden.safetensors") -> dict[str, Tensor]:
     """Tensors ``<case>.<tensor>`` of one case, by tensor name."""
     return {key[len(case) + 1 :]: value for key, value in tensors(folder, name).items() if key.startswith(case + ".")}
+
+
+def cases(*prefixes: str, having: str = "") -> list[tuple[Path, str]]:
+    """Folder and name of every case in the folders with these prefixes whose tensors include ``having``."""
+    return [
+        (folder, case)
+        for folder in folders(*prefixes)
+        for case, told in meta(folder)["cases"].items()
+        if not having or having in told["tensors"]
+    ]

@@ -12,6 +12,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from tokcomp.budget import Budgeted
 from tokcomp.errors import CompatibilityError
 from tokcomp.types import CacheView, PrefillView, Selection, Signal, Site, VisionView
 
@@ -20,6 +21,7 @@ __all__ = [
     "CompatibilityError",
     "LayerSpec",
     "PrefillFilter",
+    "ScoredPolicy",
     "Strategy",
     "VisionReducer",
     "resolve_layer",
@@ -159,8 +161,22 @@ class CachePolicy(Strategy):
         """The layers whose cache the policy shortens."""
         return range(depth)
 
-    def prefill_rows(self) -> int | None:
-        """How many of the last prompt rows ``view.received`` sums after the prefill; None: all of them."""
+    def decodes(self) -> bool:
+        """Whether this very policy acts in decoding: ``acts_in_decoding``, unless it wraps others and does what they do."""
+        return self.acts_in_decoding
+
+    def of_layer(self, layer: int, depth: int) -> CachePolicy | None:
+        """The policy that acts on a layer's cache: this one, or one of those that it holds; None: the layer is left alone."""
+        return self if layer in self.acts_on(depth) else None
+
+    def prefill_rows(self, counts: Tensor, after: Tensor) -> Tensor | None:
+        """How many of the last prompt rows ``view.received`` sums after the prefill, at least 1 per sample ``[b]``; None:
+        all of them.
+
+        Args:
+            counts: tokens of each sample in the layer ``[b]``.
+            after: text tokens that follow its last image ``[b]``, all its tokens where it has none.
+        """
         return None
 
     def hides(self) -> bool:
@@ -180,3 +196,30 @@ class CachePolicy(Strategy):
         """Entries that must stay by the policy's fields ``[b, g, l]`` bool, or None where there is no such rule."""
         rules = ([view.protected] if self.respects_protected else []) + ([~view.vision] if self.keep_text else [])
         return None if not rules else rules[0] if len(rules) == 1 else rules[0] | rules[1]
+
+
+class ScoredPolicy(Budgeted, CachePolicy):
+    """A policy that scores the prompt's entries, per key/value head, and keeps the best ones once the prefill is done. Others
+    can build on its scores.
+
+    Attributes:
+        keep_ratio: share of the entries that stays, those that must stay included. The default gives way where
+            ``keep_tokens`` is given.
+        keep_tokens: number of entries per head that stays.
+    """
+
+    @abstractmethod
+    def score(self, view: CacheView) -> Tensor:
+        """The worth of every entry ``[b, g, l]``; the highest stay."""
+
+    def entries(self, view: CacheView) -> Tensor:
+        """Entries of each sample and head that stay ``[b, g]``."""
+        return self.budget.resolve(view.counts)
+
+    def stays(self, view: CacheView, entries: Tensor) -> Tensor | None:
+        """Entries that stay whatever their score, inside the budget ``entries`` ``[b, g]``: a mask ``[b, g, l]``, or None."""
+        return self.exempt(view)
+
+    def after_prefill(self, view: CacheView) -> Selection:
+        entries = self.entries(view)
+        return Selection.top_k(self.score(view), entries, valid=view.valid, protected=self.stays(view, entries))

@@ -189,6 +189,8 @@ class CacheView:
         vision: entries of vision tokens ``[b, g, l]`` bool.
         protected: entries of key tokens ``[b, g, l]`` bool.
         prompt: tokens of each sample's prompt, vision tokens included, before compression ``[b]``.
+        after: text tokens that follow the prompt's last image ``[b]``; all its tokens where it has no image.
+        generated: tokens that came after the prompt, in decoding those of this pass included.
         memory: tensors ``[b, g, l]`` that the policy wants back at the next step. The runner keeps one mapping per
             request and layer, appends zeros for new entries, drops what leaves the cache and follows beams.
     """
@@ -202,6 +204,8 @@ class CacheView:
     vision: Tensor
     protected: Tensor
     prompt: Tensor
+    after: Tensor
+    generated: int = 0
     memory: MutableMapping[str, Tensor]
     _received: Tensor | None = field(default=None, repr=False)
     _final: Tensor | None = field(default=None, repr=False)
@@ -228,7 +232,8 @@ class CacheView:
     @property
     def received(self) -> Tensor:
         """Attention that each entry received from the queries of this forward pass, summed over rows and over the query
-        heads of its group ``[b, g, l]`` float32: all prompt rows after the prefill, the new token's row in decoding."""
+        heads of its group ``[b, g, l]`` float32: after the prefill all prompt rows, or as many of the last ones as the policy
+        asks for; in decoding the new token's row."""
         return _declared(self._received, Signal.RECEIVED_ATTENTION)
 
     @property

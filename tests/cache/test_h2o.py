@@ -131,7 +131,7 @@ def test_fields() -> None:
         "keep_text": False,
     }
     assert policy.acts_in_decoding
-    assert policy.prefill_rows() is None
+    assert policy.prefill_rows(torch.tensor([9]), torch.tensor([4])) is None
     assert H2O(heavy_ratio=0.3).recent_ratio == 0.1
     tokens = H2O(heavy_tokens=4, recent_tokens=8)
     assert (tokens.heavy_ratio, tokens.recent_ratio) == (None, None)

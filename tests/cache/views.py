@@ -25,6 +25,7 @@ def random_view(
     protected: float = 0.0,
     per_head: bool = False,
     heads: int = HEADS,
+    generated: int = 0,
 ) -> CacheView:
     """A batch of caches with ``counts`` entries each; padding stands anywhere and holds what a careless policy would trip
     over.
@@ -48,7 +49,7 @@ def random_view(
     vision = valid & (index >= 2) & (index < torch.tensor(counts)[:, None, None] * 3 // 4)
     marks, alive = (_by_index(torch.rand(b, n + 5, generator=generator), index) for _ in range(2))
     received = torch.rand(shape, generator=generator).masked_fill(~valid, 0.0)
-    needs = frozenset(Signal) if policy is None else policy.needs
+    needs = frozenset(Signal) if policy is None else policy.signals()
     filler = ~valid[..., None]
     return CacheView(
         layer=layer,
@@ -60,6 +61,8 @@ def random_view(
         vision=vision,
         protected=vision & (marks < protected),
         prompt=torch.tensor(counts),
+        after=torch.tensor([count - min(count, count * 3 // 4) for count in counts]),
+        generated=generated,
         memory={},
         _received=received if Signal.RECEIVED_ATTENTION in needs else None,
         _final=valid & vision & (alive < 0.6) if Signal.FINAL_TOKENS in needs else None,
@@ -82,7 +85,7 @@ def alone(view: CacheView, row: int) -> CacheView:
     valid, parts = view.valid[row, 0], {}
     for name, value in tensor_fields(view).items():
         part = value[row : row + 1]
-        parts[name] = (part if name in ("_digest", "prompt") else part[:, :, valid]).clone()
+        parts[name] = (part if name in ("_digest", "prompt", "after") else part[:, :, valid]).clone()
     return dataclasses.replace(view, **parts, memory={})
 
 
@@ -103,12 +106,13 @@ class Layer:
         self.keys = self.values = torch.zeros(batch, heads, 0, width)
         self.index = torch.zeros(batch, heads, 0, dtype=torch.long)
         self.memory: MutableMapping[str, Tensor] = {}
-        self.prompt = 0
+        self.prompt = self.seen = 0
         self.visible: Tensor | None = None
 
     def append(self, keys: Tensor, values: Tensor) -> None:
         """Add the entries of the next tokens."""
-        fresh = torch.arange(keys.shape[2]) + (int(self.index.max()) + 1 if self.index.numel() else 0)
+        fresh = torch.arange(keys.shape[2]) + self.seen
+        self.seen += keys.shape[2]
         self.index = torch.cat([self.index, fresh.expand(*self.index.shape[:2], -1)], dim=2)
         self.keys, self.values = torch.cat([self.keys, keys], 2), torch.cat([self.values, values], 2)
 
@@ -124,7 +128,10 @@ class Layer:
             mask = torch.cat([self.visible, torch.ones_like(self.visible[..., :t])], dim=-1)
             mask = mask.repeat_interleave(group, dim=1)[:, :, None]
         if self.prompt == 0:
-            received = column_sums(query, self.keys, scale=scale, causal=True)
+            counts = torch.full(self.index.shape[:1], t)
+            wanted = self.policy.prefill_rows(counts, counts)
+            rows = None if wanted is None else int(wanted[0])
+            received = column_sums(query, self.keys, scale=scale, causal=True, rows=rows)
         rows = attention_rows(query[:, :, -1:], self.keys, scale=scale, mask=mask)
         if self.prompt > 0:
             received = rows.unflatten(1, (-1, group)).sum(dim=(2, 3))
@@ -150,8 +157,10 @@ class Layer:
             vision=none,
             protected=none,
             prompt=torch.full(self.index.shape[:1], self.prompt),
+            after=torch.full(self.index.shape[:1], self.prompt),
+            generated=self.seen - self.prompt,
             memory=self.memory,
-            _received=received if Signal.RECEIVED_ATTENTION in self.policy.needs else None,
+            _received=received if Signal.RECEIVED_ATTENTION in self.policy.signals() else None,
         )
         self._apply(self.policy.after_prefill(view) if first else self.policy.after_step(view))
 
@@ -170,3 +179,46 @@ class Layer:
         self.keys, self.values = self.keys.gather(2, wide), self.values.gather(2, wide)
         self.index = self.index.gather(2, keep)
         self.memory = {name: value.gather(2, keep) for name, value in self.memory.items()}
+
+
+def prompt_view(policy: CachePolicy, keys: Tensor, values: Tensor, query: Tensor | None = None, *, layer: int = 0,
+                depth: int = 1, vision: Tensor | None = None, after: int | None = None) -> CacheView:  # fmt: skip
+    """What a policy sees after a prefill without padding, with the signals that it declares, as the runner computes them.
+
+    Args:
+        keys, values: ``[b, g, l, d]``. ``query``: ``[b, h, t, d]``, the last t rows.
+        vision: ``[l]`` vision entries. ``after``: text tokens behind the last of them; None: all tokens.
+    """
+    b, _, n, d = keys.shape
+    index = torch.arange(n).expand(keys.shape[:3])
+    counts = torch.full((b,), n)
+    following = counts if after is None else torch.full((b,), after)
+    received = None
+    if Signal.RECEIVED_ATTENTION in policy.signals():
+        assert query is not None
+        wanted = policy.prefill_rows(counts, following)
+        rows = None if wanted is None else int(wanted[0])
+        received = column_sums(query, keys, scale=d**-0.5, causal=True, rows=rows)
+    none = torch.zeros_like(index, dtype=torch.bool)
+    return CacheView(
+        layer=layer,
+        depth=depth,
+        keys=keys,
+        values=values,
+        valid=~none,
+        index=index,
+        vision=none if vision is None else vision.expand_as(none),
+        protected=none,
+        prompt=counts,
+        after=following,
+        memory={},
+        _received=received,
+    )
+
+
+def naive_attention(query: Tensor, keys: Tensor) -> Tensor:
+    """The causal attention map ``[b, h, t, l]`` by the formula; the rows are the last t."""
+    group, t, n = query.shape[1] // keys.shape[1], query.shape[2], keys.shape[2]
+    logits = query.double() @ keys.double().repeat_interleave(group, dim=1).transpose(-1, -2) / query.shape[-1] ** 0.5
+    later = torch.arange(n) > torch.arange(n - t, n)[:, None]
+    return logits.masked_fill(later, -torch.inf).softmax(dim=-1)

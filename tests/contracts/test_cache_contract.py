@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from tests.cache.views import alone, kept, random_view, tensor_fields
 from tokcomp import CACHE, Budget, CachePolicy, CacheView, Selection
+from tokcomp.stages import ScoredPolicy
 
 SHAPES = [[1], [7], [40], [1, 1, 1], [9, 9, 9], [12, 1, 5], [41, 36, 50]]
 OTHER_SETTINGS = {
@@ -22,6 +23,11 @@ OTHER_SETTINGS = {
     "streaming_llm": [{"recent_tokens": 5}, {"keep_ratio": 0.6, "sinks": 0, "positions": "keep", "keep_text": True}],
     "random": [{"keep_tokens": 9, "recent_tokens": 3}, {"keep_ratio": 0.3, "keep_text": True}],
     "mustdrop": [{"first_layer": 0, "positions": "keep"}],
+    "snapkv": [{"keep_tokens": 9, "window": 3, "kernel": 3, "pooling": "max"}, {"heads": "shared", "keep_text": True}],
+    "pyramidkv": [{"keep_ratio": 0.4, "window": 2, "beta": 4}, {"rounding": "original"}, {"rounding": "kvpress"}],
+    "tova": [{"keep_tokens": 7}, {"current": "stays", "keep_text": True}],
+    "knorm": [{"keep_tokens": 5, "sinks": 0, "recent_tokens": 0}],
+    "keydiff": [{"keep_ratio": 0.4, "block": 4}],
 }
 POLICIES = [
     pytest.param(policy, id=f"{name}-{number}")
@@ -38,12 +44,16 @@ def view_for(policy: CachePolicy, counts: list[int], **options: object) -> Cache
 def decisions(policy: CachePolicy, view: CacheView) -> list[Selection | None]:
     """After the prefill, and after a step on the same cache."""
     first = policy.after_prefill(view)
-    return [first, policy.after_step(view)] if policy.acts_in_decoding else [first]
+    return [first, policy.after_step(view)] if policy.decodes() else [first]
 
 
 def tells_heads_apart(policy: CachePolicy) -> bool:
     selection = policy.after_prefill(view_for(policy, [60]))
     return selection is not None and selection.keep.dim() == 3
+
+
+def keeps_the_newest(policy: CachePolicy) -> bool:
+    return policy.decodes() and not policy.hides() and getattr(policy, "current", "stays") == "stays"
 
 
 def states_a_share(policy: CachePolicy) -> bool:
@@ -92,7 +102,7 @@ def test_exempt_entries_stay(policy: CachePolicy, counts: list[int]) -> None:
                 assert set(must.tolist()) <= set(entries)
 
 
-@those(lambda policy: policy.acts_in_decoding and not policy.hides())
+@those(keeps_the_newest)
 def test_the_newest_entry_stays_in_decoding(policy: CachePolicy) -> None:
     view = view_for(policy, [12, 30, 5])
     selection = decisions(policy, view)[1]
@@ -108,8 +118,9 @@ def test_a_declared_share_is_met(policy: CachePolicy) -> None:
     given = {name: getattr(policy, name, None) for name in ("keep_ratio", "keep_tokens")}
     selection, exempt = policy.after_prefill(view), policy.exempt(view) & view.valid
     for row, n in enumerate(counts):
-        share = Budget(**given).resolve(n)
         for head, entries in enumerate(kept(selection, view, row)):
+            own = isinstance(policy, ScoredPolicy)
+            share = int(policy.entries(view)[row, head]) if own else Budget(**given).resolve(n)
             assert share <= len(entries) <= share + int(exempt[row, head].sum())
 
 

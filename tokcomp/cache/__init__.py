@@ -1,5 +1,5 @@
 """Cache policies, one a file; importing this package registers them."""
 
-from tokcomp.cache import h2o, mustdrop, random, streaming_llm
+from tokcomp.cache import h2o, keydiff, knorm, mustdrop, pyramidkv, random, snapkv, streaming_llm, tova
 
-__all__ = ["h2o", "mustdrop", "random", "streaming_llm"]
+__all__ = ["h2o", "keydiff", "knorm", "mustdrop", "pyramidkv", "random", "snapkv", "streaming_llm", "tova"]

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+
 from tokcomp.measure.shape import ModelShape
 from tokcomp.measure.workload import ImageWork, ScoreWork, require_tower
 from tokcomp.stages import CachePolicy, PrefillFilter, VisionReducer
@@ -86,15 +88,24 @@ def filter_scores(
     return tuple(ScoreWork(part="language", rows=rows, keys=layer_tokens[layer]) for layer in acting)
 
 
-def policy_scores(policy: CachePolicy | None, layer_tokens: Sequence[float],
-                  decode_lengths: Sequence[Sequence[float]]) -> tuple[ScoreWork, ...]:  # fmt: skip
-    """Prompt rows (all, or the last few) and, for a policy that acts in decoding, every step's row."""
-    if policy is None or Signal.RECEIVED_ATTENTION not in policy.needs:
-        return ()
-    acting = policy.acts_on(len(layer_tokens))
-    most = policy.prefill_rows()
-    prefill = [(layer_tokens[layer] if most is None else min(most, layer_tokens[layer]), layer) for layer in acting]
-    scores = [ScoreWork(part="language", rows=rows, keys=layer_tokens[layer]) for rows, layer in prefill]
-    if policy.acts_in_decoding:
-        scores += [ScoreWork(part="language", rows=1, keys=step[layer]) for step in decode_lengths for layer in acting]
+def policy_scores(policy: CachePolicy | None, layer_tokens: Sequence[float], decode_lengths: Sequence[Sequence[float]],
+                  after: float) -> tuple[ScoreWork, ...]:  # fmt: skip
+    """Prompt rows (all, or the last few) and, for a policy that acts in decoding, every step's row.
+
+    Args:
+        after: text tokens that follow the last image, all tokens where there is none.
+    """
+    scores = []
+    for layer, tokens in enumerate(layer_tokens):
+        acting = None if policy is None else policy.of_layer(layer, len(layer_tokens))
+        if acting is None or Signal.RECEIVED_ATTENTION not in acting.signals():
+            continue
+        scores.append(ScoreWork(part="language", rows=_prompt_rows(acting, tokens, after), keys=tokens))
+        if acting.decodes():
+            scores += [ScoreWork(part="language", rows=1, keys=step[layer]) for step in decode_lengths]
     return tuple(scores)
+
+
+def _prompt_rows(policy: CachePolicy, tokens: float, after: float) -> float:
+    wanted = policy.prefill_rows(torch.tensor([round(tokens)]), torch.tensor([round(after)]))
+    return tokens if wanted is None else max(1.0, min(float(wanted), tokens))

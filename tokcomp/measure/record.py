@@ -58,7 +58,7 @@ def workload_from_record(record: TraceRecord, shape: ModelShape, *, sample: int 
         pipeline: what was attached: it tells which tower blocks ran and which attention scores were computed.
         new_tokens: tokens that were generated, the prefill's own included.
         logits_rows: rows that the head computed in the prefill; None: all of them.
-        text_rows: text tokens after the last image, the query rows of text-guided filters; None: all text tokens.
+        text_rows: text tokens after the last image, the query rows of text-guided strategies; None: all text tokens.
 
     Raises:
         ConfigurationError: the cache policy shortens the cache while decoding and the record has no ``decode_lengths``,
@@ -76,8 +76,9 @@ def workload_from_record(record: TraceRecord, shape: ModelShape, *, sample: int 
         # What leaves the last block is not recorded; only SigLIP's pooling head reads it.
         images.append(image_work(shape, reducer, [*entering, entering[-1]], _plain(record.projector_tokens[image])))
         scores += reducer_scores(shape, reducer, entering)
-    scores += filter_scores(strategy, layer_tokens, text if text_rows is None else text_rows)
-    scores += policy_scores(policy, layer_tokens, steps)
+    text_rows = text if text_rows is None else text_rows
+    scores += filter_scores(strategy, layer_tokens, text_rows)
+    scores += policy_scores(policy, layer_tokens, steps, text_rows)
     return Workload(
         images=tuple(images),
         text_tokens=text,
@@ -96,7 +97,7 @@ def _steps(record: TraceRecord, sample: int, steps: int, policy: CachePolicy | N
                 f"the record holds {len(recorded)} decoding steps, but {steps + 1} new tokens take {steps} steps"
             )
         return tuple(tuple(_plain(layer[sample]) for layer in step) for step in recorded)
-    if steps > 0 and policy is not None and policy.acts_in_decoding:
+    if steps > 0 and policy is not None and policy.decodes():
         raise ConfigurationError(
             f"cache '{policy.name}' shortens the cache while decoding, and the record has no decode_lengths: the FLOPs of "
             "the steps cannot be told from the last lengths alone"

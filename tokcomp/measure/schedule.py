@@ -117,7 +117,7 @@ def expected_workload(shape: ModelShape, pipeline: Stages | None, *, image_token
         text_tokens=text_tokens,
         layer_tokens=layer_tokens,
         decode_lengths=steps,
-        scores=(*scores, *policy_scores(cache, layer_tokens, steps)),
+        scores=(*scores, *policy_scores(cache, layer_tokens, steps, prompt.after if images else text_tokens)),
     )
     return Expected(
         workload=workload,

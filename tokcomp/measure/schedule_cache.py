@@ -34,21 +34,24 @@ def cache_schedule(shape: ModelShape, policy: CachePolicy | None, prompt: Prompt
         ConfigurationError: the counts depend on the content and none is assumed.
     """
     columns: list[list[float]] = []
+    known: list[CachePolicy] = []
     for layer in range(shape.layers):
         entries = prompt.text + history[layer][0].count
-        if policy is None or layer not in policy.acts_on(shape.layers):
+        acting = None if policy is None else policy.of_layer(layer, shape.layers)
+        if acting is None:
             columns.append([entries + step for step in range(new_tokens)])
             continue
-        # The first layer tells whether the decoding depends on the content; three times all steps of all layers is slow.
-        compared = new_tokens if layer == policy.acts_on(shape.layers)[0] else 1
+        # The first layer of a policy tells whether its decoding depends on the content; all steps of all layers are slow.
+        compared = 1 if acting in known else new_tokens
+        known.append(acting)
         runs = [
-            _layer_run(shape, policy, layer, content, prompt, history, compared if position else new_tokens, position)
+            _layer_run(shape, acting, layer, content, prompt, history, compared if position else new_tokens, position)
             for position, content in enumerate(CONTENTS)
         ]
         if all(run == runs[0][: len(run)] for run in runs):
             columns.append(runs[0])
         else:
-            left = min(assumptions.use("cache", policy), entries)
+            left = min(assumptions.use("cache", acting), entries)
             columns.append([left + step for step in range(new_tokens)])
     steps = tuple(tuple(column[step] for column in columns) for step in range(1, new_tokens))
     return tuple(column[0] for column in columns), steps
@@ -59,7 +62,7 @@ def _layer_run(shape: ModelShape, policy: CachePolicy, layer: int, content: Cont
     """Entries after the prefill, then those that each decoding step reads (its own included, before it evicts)."""
     made_up = _MadeUpCache(shape, policy, layer, content, prompt, history, position)
     lengths = [made_up.shorten(policy.after_prefill(made_up.view()))]
-    if not policy.acts_in_decoding:
+    if not policy.decodes():
         return [lengths[0] + step for step in range(new_tokens)]
     for step in range(1, new_tokens):
         made_up.append(prompt.text + prompt.placeholders + step - 1)
@@ -96,6 +99,7 @@ class _MadeUpCache:
         self._tables = {name: table[order].repeat(1, self._heads, 1) for name, table in tables.items()}
         self._tables["valid"] = torch.ones_like(self._tables["vision"])
         self._memory: dict[str, Tensor] = {}
+        self._generated = 0
 
     @property
     def entries(self) -> float:
@@ -103,7 +107,7 @@ class _MadeUpCache:
         return _plain(float(self._tables["valid"].sum(-1).double().mean()))
 
     def view(self) -> CacheView:
-        length, needs = self._tables["index"].shape[-1], self._policy.needs
+        length, needs = self._tables["index"].shape[-1], self._policy.signals()
         keys = features(self._content, length, HEAD_DIM, seed=4)[:, None].repeat(1, self._heads, 1, 1)
         received = attention(self._content, 1, length, 0, self._heads)[:, :, 0]
         return CacheView(
@@ -116,6 +120,8 @@ class _MadeUpCache:
             vision=self._tables["vision"],
             protected=self._tables["protected"],
             prompt=torch.tensor([self._prompt.text + self._prompt.placeholders]),
+            after=torch.tensor([self._prompt.after if self._prompt.placeholders else self._prompt.text]),
+            generated=self._generated,
             memory=self._memory,
             _received=received if Signal.RECEIVED_ATTENTION in needs else None,
             _final=self._tables["final"] if Signal.FINAL_TOKENS in needs else None,
@@ -138,6 +144,7 @@ class _MadeUpCache:
 
     def append(self, position: int) -> None:
         """A decoding step's own entry."""
+        self._generated += 1
         new = {"index": position, "vision": False, "protected": False, "final": True, "valid": True}
         self._tables = {name: _with_last(table, new[name]) for name, table in self._tables.items()}
         self._memory = {name: _with_last(table, 0) for name, table in self._memory.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-__all__ = ["first", "last"]
+__all__ = ["ends", "first", "last"]
 
 
 def first(valid: Tensor, n: int | Tensor) -> Tensor:
@@ -25,3 +25,16 @@ def last(valid: Tensor, n: int | Tensor) -> Tensor:
 
 def _column(n: int | Tensor) -> int | Tensor:
     return n[..., None] if isinstance(n, Tensor) else n
+
+
+def ends(valid: Tensor, n_first: int, n_last: int | Tensor, room: Tensor) -> Tensor:
+    """The first ``n_first`` and the last ``n_last`` valid entries of each row, no more than ``room`` in all: the last ones
+    come first.
+
+    Args:
+        valid: ``[..., l]``.
+        n_last: one number or one per row (broadcastable to ``[...]``).
+        room: entries of each row that there is room for ``[...]``.
+    """
+    n_last = room.clamp(max=n_last) if isinstance(n_last, int) else n_last.minimum(room)
+    return last(valid, n_last) | first(valid, (room - n_last).clamp(max=n_first))

@@ -13,6 +13,8 @@ from tokcomp.models.adapter import Decoder
 from tokcomp.ops.rotary import rerotate
 from tokcomp.runner.apply import gather_entries
 from tokcomp.runner.cache import CompressedLayer, filled
+from tokcomp.runner.observing import received_attention
+from tokcomp.runner.passes import Pass
 from tokcomp.runner.positions import close_up
 from tokcomp.stages import CachePolicy
 from tokcomp.types import CacheView, Selection, Signal, debugging
@@ -21,24 +23,53 @@ __all__ = ["Evictor"]
 
 
 class Evictor:
-    """Runs one cache policy on the layers that it acts on."""
+    """Runs a cache policy on the layers that it acts on."""
 
     def __init__(self, policy: CachePolicy, decoder: Decoder) -> None:
-        self.policy, self.decoder = policy, decoder
-        self.layers = frozenset(policy.acts_on(len(decoder.layers)))
-        self.waits = Signal.FINAL_TOKENS in policy.needs
-        self.observes = Signal.RECEIVED_ATTENTION in policy.needs
+        depth = len(decoder.layers)
+        self.name, self.decoder = policy.name, decoder
+        found = {number: policy.of_layer(number, depth) for number in range(depth)}
+        self.policies = {number: one for number, one in found.items() if one is not None}
+        self.decodes = any(one.decodes() for one in self.policies.values())
+        """Whether any layer is acted on after the prefill."""
 
-    def after_prefill(self, layer: CompressedLayer, received: Tensor | None, final: Tensor | None = None) -> None:
-        """Act on a layer that holds the prompt; ``final`` ``[b, l0]`` are the columns alive after the last layer."""
-        self._apply(layer, self.policy.after_prefill(self._view(layer, received, final)))
+    def observes(self, number: int) -> bool:
+        """Whether a layer's attention is to be looked at."""
+        return number in self.policies and Signal.RECEIVED_ATTENTION in self.policies[number].signals()
 
-    def after_step(self, layer: CompressedLayer, received: Tensor | None) -> None:
-        """Act on a layer after one decoding step."""
-        layer.visible = None
-        self._apply(layer, self.policy.after_step(self._view(layer, received, None)))
+    def observe(self, run: Pass, number: int, query: Tensor, key: Tensor, scale: float) -> None:
+        """Note what the layer's policy wants to see of the attention that is about to run."""
+        run.received = received_attention(run, self.policies[number], query, key, scale)
 
-    def _view(self, layer: CompressedLayer, received: Tensor | None, final: Tensor | None) -> CacheView:
+    def after_layer(self, run: Pass, layer: CompressedLayer) -> None:
+        """Act on a layer that has just run; a policy that wants to know how the prefill ends acts in :meth:`after_pass`."""
+        policy = self.policies[layer.number]
+        received, run.received = run.received, None
+        if run.prefill and not self._waits(policy):
+            self._apply(layer, policy, policy.after_prefill(self._view(layer, policy, received)))
+        elif not run.prefill and policy.decodes():
+            layer.visible = None
+            self._apply(layer, policy, policy.after_step(self._view(layer, policy, received)))
+
+    def after_pass(self, run: Pass, layers: list[CompressedLayer]) -> None:
+        """Act on the layers whose policy waited for the end of the prefill."""
+        waiting = [number for number, policy in self.policies.items() if self._waits(policy)]
+        if not run.prefill or run.sequence is None or not waiting:
+            return
+        sequence = run.sequence
+        real = torch.ones_like(sequence.index, dtype=torch.bool) if sequence.valid is None else sequence.valid
+        final = torch.zeros_like(run.request.prompt.valid).scatter(1, sequence.index, real)
+        for number in waiting:
+            policy = self.policies[number]
+            self._apply(layers[number], policy, policy.after_prefill(self._view(layers[number], policy, None, final)))
+
+    @staticmethod
+    def _waits(policy: CachePolicy) -> bool:
+        return Signal.FINAL_TOKENS in policy.signals()
+
+    def _view(self, layer: CompressedLayer, policy: CachePolicy, received: Tensor | None,
+              final: Tensor | None = None) -> CacheView:  # fmt: skip
+        """What the policy sees; ``final`` ``[b, l0]``: the prompt's columns that were alive after the last layer."""
         prompt, heads, length = layer.request.prompt, layer.keys.shape[1], layer.length
         rows = layer.rows
         index = layer.full_index().expand(layer.keys.shape[0], heads, length)
@@ -59,13 +90,15 @@ class Evictor:
             vision=_column(prompt.vision[rows], index) & valid,
             protected=_column(prompt.protected[rows], index) & valid,
             prompt=prompt.lengths[rows],
+            after=prompt.after[rows],
+            generated=layer.seen - prompt.valid.shape[1],
             memory=layer.memory,
-            _received=received if self.observes else None,
+            _received=received,
             _final=None if final is None else _column(final, index) & valid,
-            _digest=prompt.digest[rows] if prompt.digest is not None and Signal.DIGEST in self.policy.needs else None,
+            _digest=prompt.digest[rows] if prompt.digest is not None and Signal.DIGEST in policy.signals() else None,
         )
 
-    def _apply(self, layer: CompressedLayer, selection: Selection | None) -> None:
+    def _apply(self, layer: CompressedLayer, policy: CachePolicy, selection: Selection | None) -> None:
         if selection is None:
             return
         heads = layer.keys.shape[1]
@@ -74,39 +107,37 @@ class Evictor:
             keep = keep[:, None].expand(-1, heads, -1)
         keep = keep.expand(layer.keys.shape[0], -1, -1)
         if debugging():
-            self._check(layer, replace(selection, keep=keep))
+            self._check(layer, policy, replace(selection, keep=keep))
         if layer.valid is not None:
             valid = filled(layer.valid, layer.length).expand(-1, heads, -1)
             picked = gather_entries(valid, keep.clamp(min=0)) & (keep >= 0)
             keep = keep.masked_fill(~picked, -1)
-        if self.policy.hides():
+        if policy.hides():
             # Nothing leaves; the coming step sees what was selected (and itself).
             seen = torch.zeros(*keep.shape[:2], layer.length + 1, dtype=torch.bool, device=keep.device)
             layer.visible = seen.scatter(2, keep.where(keep >= 0, layer.length), True)[..., :-1]
             return
-        anew = self.policy.positions != "keep"
-        before = (
-            self._phases(layer) if anew and (self.policy.positions == "rerotate" or self.decoder.planes > 1) else None
-        )
+        anew, planes = policy.positions != "keep", self.decoder.planes > 1
+        before = self._phases(layer) if anew and (planes or policy.positions == "rerotate") else None
         used = None if layer.valid is None else filled(layer.valid, layer.length).expand(-1, heads, -1)
         layer.evict(keep, ragged=selection.ragged or layer.valid is not None)
-        if before is not None and self.decoder.planes > 1:
-            self._close_up(
-                layer, keep, before, torch.ones_like(before[..., 0], dtype=torch.bool) if used is None else used
-            )
+        if before is not None and planes:
+            used = torch.ones_like(before[..., 0], dtype=torch.bool) if used is None else used
+            self._close_up(layer, keep, before, used, rotate=policy.positions == "rerotate")
         elif anew:
             self._place(layer, keep, before)
 
-    def _check(self, layer: CompressedLayer, selection: Selection) -> None:
+    def _check(self, layer: CompressedLayer, policy: CachePolicy, selection: Selection) -> None:
         try:
             selection.check(layer.length, batch_size=layer.keys.shape[0])
         except (TypeError, ValueError) as error:
-            raise TokcompError(f"cache policy '{self.policy.name}' returned a wrong selection: {error}") from error
+            raise TokcompError(f"cache policy '{policy.name}' returned a wrong selection: {error}") from error
 
     # -- positions ---------------------------------------------------------------------------------------------------
 
     def _place(self, layer: CompressedLayer, keep: Tensor, before: Tensor | None) -> None:
-        """Number what comes next, by the policy's ``positions``."""
+        """Number what comes next by the length of the layer's cache; with the keys' positions ``before``, rotate them to
+        their slots."""
         valid = layer.valid
         count: Any = layer.length if valid is None else filled(valid, layer.length).sum(dim=-1).amax(dim=-1)
         layer.offset = layer.request.next_position - count
@@ -119,7 +150,8 @@ class Evictor:
         layer.keys = rerotate(layer.keys, moved, self.decoder.inv_freq(), interleaved=self.decoder.interleaved())
         layer.phase = slots
 
-    def _close_up(self, layer: CompressedLayer, keep: Tensor, before: Tensor, used: Tensor) -> None:
+    def _close_up(self, layer: CompressedLayer, keep: Tensor, before: Tensor, used: Tensor, *,
+                  rotate: bool) -> None:  # fmt: skip
         """The same where positions have planes: values that no entry has any more are closed up."""
         b, heads, length, _ = before.shape
         kept = torch.zeros(b, heads, length + 1, dtype=torch.bool, device=keep.device)
@@ -128,7 +160,7 @@ class Evictor:
         moved, lag = close_up(before.permute(3, 0, 1, 2).flatten(1, 2), used.flatten(0, 1), kept.flatten(0, 1), until)
         index = keep.clamp(min=0)
         phase = gather_entries(moved.permute(1, 2, 0).unflatten(0, (b, heads)), index)
-        if self.policy.positions == "rerotate":
+        if rotate:
             axes = self.decoder.axes()
             turns = (phase - gather_entries(before, index))[..., axes]  # (b, g, k, d_rot / 2)
             layer.keys = rerotate(layer.keys, turns, self.decoder.inv_freq(), interleaved=self.decoder.interleaved())

@@ -13,14 +13,12 @@ from transformers.cache_utils import DynamicCache
 
 from tokcomp.errors import UnsupportedError
 from tokcomp.models.adapter import Adapter
-from tokcomp.ops.scores import attention_rows, column_sums
 from tokcomp.runner.arguments import by_name, cache_in, cache_name
 from tokcomp.runner.cache import CompressedLayer, adopt, bound_request
 from tokcomp.runner.eviction import Evictor
 from tokcomp.runner.filtering import Filtering
 from tokcomp.runner.hooks import Hooks
 from tokcomp.runner.images import Images
-from tokcomp.runner.masks import causal_rows
 from tokcomp.runner.passes import Pass, to_columns
 from tokcomp.runner.positions import in_planes, next_after
 from tokcomp.runner.prompts import PromptReader
@@ -73,7 +71,7 @@ class LanguageStage:
 
     def _evicts(self, number: int, *, observing: bool = False) -> bool:
         evictor = self.evictor
-        return evictor is not None and number in evictor.layers and (evictor.observes or not observing)
+        return evictor is not None and number in evictor.policies and (evictor.observes(number) or not observing)
 
     # -- the pass as a whole -----------------------------------------------------------------------------------------
 
@@ -140,7 +138,7 @@ class LanguageStage:
             cache = DynamicCache(config=self.decoder.config)
         self._refuse_half_measures(cache)
         if cache is not None:
-            acts = self.evictor is not None and self.evictor.policy.acts_in_decoding
+            acts = self.evictor is not None and self.evictor.decodes
             adopt(cache, request, len(self.decoder.layers), note_reads=acts)
         sequence, kwargs, changed = self.reader.first_sequence(request, mask, {**kwargs, self._cache_name: cache})
         self._local.run = Pass(self.decoder, request, True, sequence.positions, sequence=sequence, changed=changed)
@@ -150,7 +148,7 @@ class LanguageStage:
         """Refuse what would run, but not do what was asked."""
         if cache is None and self.evictor is not None:
             raise UnsupportedError(
-                f"cache policy '{self.evictor.policy.name}' has no cache to act on: run with use_cache=True, or leave it out"
+                f"cache policy '{self.evictor.name}' has no cache to act on: run with use_cache=True, or leave it out"
             )
         module = self.decoder.module
         if module.training and any(getattr(layer, "gradient_checkpointing", False) for layer in self.decoder.layers):
@@ -187,11 +185,8 @@ class LanguageStage:
             return None
         sequence, columns = run.sequence, run.request.prompt.valid
         cache = cache_in(kwargs)
-        if self.evictor is not None and self.evictor.waits and cache is not None:
-            real = torch.ones_like(sequence.index, dtype=torch.bool) if sequence.valid is None else sequence.valid
-            final = torch.zeros_like(columns).scatter(1, sequence.index, real)
-            for number in sorted(self.evictor.layers):
-                self.evictor.after_prefill(cache.layers[number], None, final)
+        if self.evictor is not None and cache is not None:
+            self.evictor.after_pass(run, cache.layers)
         if sequence.length == columns.shape[1]:
             return None
         aligned = to_columns(output[0], sequence, columns.shape[1])
@@ -230,13 +225,8 @@ class LanguageStage:
 
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             run, cache = self._pass, cache_in(kwargs)
-            if run is None or cache is None:
-                return
-            received, run.received = run.received, None
-            if run.prefill and not evictor.waits:
-                evictor.after_prefill(cache.layers[number], received)
-            elif not run.prefill and evictor.policy.acts_in_decoding:
-                evictor.after_step(cache.layers[number], received)
+            if run is not None and cache is not None:
+                evictor.after_layer(run, cache.layers[number])
 
         return hook
 
@@ -250,19 +240,6 @@ class LanguageStage:
             if run.prefill and filters and self.filtering is not None:
                 self.filtering.observe(run, query, key, scale)
             if evicts and self.evictor is not None:
-                self._observe_received(run, self.evictor.policy, query, key, scale)
+                self.evictor.observe(run, number, query, key, scale)
 
         return observe
-
-    def _observe_received(self, run: Pass, policy: CachePolicy, query: Tensor, key: Tensor, scale: float) -> None:
-        if run.prefill and run.sequence is not None:
-            valid = run.sequence.valid
-            run.received = column_sums(query, key, scale=scale, causal=True, key_valid=valid, row_valid=valid,
-                                       rows=policy.prefill_rows())  # fmt: skip
-        elif policy.acts_in_decoding:
-            b, heads, rows, _ = query.shape
-            mask = causal_rows(rows, key.shape[2], run.valid, query.device)
-            if mask is not None and mask.shape[1] not in (1, heads):
-                mask = mask.repeat_interleave(heads // mask.shape[1], dim=1)
-            attention = attention_rows(query, key, scale=scale, mask=mask)
-            run.received = attention.view(b, key.shape[1], -1, key.shape[2]).sum(dim=2)

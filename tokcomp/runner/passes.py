@@ -53,6 +53,12 @@ class Pass:
     received: Tensor | None = None
     memo: dict[Any, Any] = field(default_factory=dict)
 
+    def counts(self) -> Tensor:
+        """Tokens of each sample in the sequence that enters the next layer ``[b]``."""
+        assert self.sequence is not None
+        index, valid = self.sequence.index, self.sequence.valid
+        return torch.full_like(index[:, 0], index.shape[1]) if valid is None else valid.sum(dim=1)
+
     def enter(self, number: int, hidden: Tensor, kwargs: dict[str, Any]) -> None:
         """Give layer ``number`` of a prefill what belongs to the sequence that enters it."""
         sequence = self.sequence

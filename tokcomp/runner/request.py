@@ -46,6 +46,11 @@ class Prompt:
         """Vision tokens ``[b, l]`` bool."""
         return self.origin >= 0
 
+    @property
+    def after(self) -> Tensor:
+        """Text tokens that follow the last image ``[b]``; all tokens of a prompt without one."""
+        return self.lengths if self.text_valid is None else self.text_valid.sum(dim=1)
+
 
 @dataclass(frozen=True)
 class Sequence:
