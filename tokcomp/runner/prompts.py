@@ -27,7 +27,7 @@ class PromptReader:
     def __init__(self, adapter: Adapter, reducer: VisionReducer | None, prefill: PrefillFilter | None,
                  policy: CachePolicy | None) -> None:  # fmt: skip
         self.adapter, self.reducer, self.filter = adapter, reducer, prefill
-        needs = (prefill.needs if prefill else frozenset()) | (policy.needs if policy else frozenset())
+        needs = (prefill.signals() if prefill else frozenset()) | (policy.signals() if policy else frozenset())
         self.digests = Signal.DIGEST in needs
 
     def placeholders(self, input_ids: Tensor | None, embeds: Tensor | None) -> Tensor | None:
