@@ -27,8 +27,8 @@ class Selection:
         combine: ``mean``: a slot is the weighted mean of its members; ``sum``: their weighted sum, not normalised.
         mix: ``[b, k, n]`` the weight of every input token in every slot, not normalised, where tokens take part in several
             slots; it takes the place of ``weight``, and ``assign`` then says only to which slot a token counts.
-        cls_first: slot 0 is the tower's CLS token itself; ``keep`` names the token at whose place it stands, which may
-            be merged into another slot.
+        cls_first: ``[b]`` True where slot 0 is the tower's CLS token itself; ``keep`` names the token at whose place it
+            stands, which may be merged into another slot. None: nowhere.
         protect: ``[b, k]`` the key tokens that later stages must keep (added to those marked before). None: no new ones.
         ragged: False promises that no entry of ``keep`` is -1, which spares the runner a look at the device.
         ascending: True promises that every row of ``keep`` is ascending.
@@ -39,7 +39,7 @@ class Selection:
     weight: Tensor | None = None
     combine: Literal["mean", "sum"] = "mean"
     mix: Tensor | None = None
-    cls_first: bool = False
+    cls_first: Tensor | None = None
     protect: Tensor | None = None
     ragged: bool = True
     ascending: bool = False
@@ -107,7 +107,7 @@ class Selection:
 
     @classmethod
     def merge(cls, keep: Tensor, assign: Tensor, *, weight: Tensor | None = None, protect: Tensor | None = None,
-              combine: Literal["mean", "sum"] = "mean", mix: Tensor | None = None, cls_first: bool = False,
+              combine: Literal["mean", "sum"] = "mean", mix: Tensor | None = None, cls_first: Tensor | None = None,
               ragged: bool = True) -> Selection:  # fmt: skip
         """Merge token ``i`` into slot ``assign[b, i]``; ``keep[b, s]`` names the member under whose index slot ``s`` stands."""
         return cls(keep=keep, assign=assign, weight=weight, combine=combine, mix=mix, cls_first=cls_first,
@@ -147,7 +147,7 @@ class Selection:
                 f"protect has shape {tuple(self.protect.shape)}, expected that of keep {tuple(self.keep.shape)}"
             )
         if self.assign is None:
-            if self.weight is not None or self.mix is not None or self.cls_first:
+            if self.weight is not None or self.mix is not None or self.cls_first is not None:
                 raise ValueError("weight, mix or cls_first was given without assign: there is nothing to merge")
             return
         _integer("assign", self.assign)
@@ -168,7 +168,9 @@ class Selection:
         slots = torch.arange(self.keep.shape[-1], device=self.keep.device)
         home = self.assign.expand(*self.keep.shape[:-1], -1).gather(-1, self.keep.clamp(min=0))
         at_home = (home == slots) | (self.keep < 0)
-        if not bool(at_home[..., int(self.cls_first) :].all()):
+        if self.cls_first is not None:
+            at_home |= self.cls_first[:, None] & (slots == 0)
+        if not bool(at_home.all()):
             raise ValueError("a slot's representative in keep is not assigned to that slot")
 
 

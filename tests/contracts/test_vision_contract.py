@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from tests.vision.views import alone, decision, random_view, tensor_fields
-from tokcomp import VISION, VisionReducer, VisionView
+from tokcomp import VISION, Selection, VisionReducer, VisionView
 from tokcomp.ops.merging import apply_selection
 
 DEPTH = 4
@@ -46,6 +47,11 @@ def views(strategy: VisionReducer, counts: tuple[int, ...], grid: tuple[int, int
     return [random_view(counts, grid, site=site, depth=DEPTH, seed=number, **more) for number, site in enumerate(sites)]
 
 
+def applied(view: VisionView, selection: Selection) -> tuple[Tensor, Tensor]:
+    """The tokens that a selection leaves, and their sizes."""
+    return apply_selection(view.tokens, view.sizes, selection, cls_token=view.cls_token)
+
+
 @every_case
 @every_batch
 def test_returns_a_selection_that_leaves_every_image_a_token(
@@ -55,7 +61,7 @@ def test_returns_a_selection_that_leaves_every_image_a_token(
     for view in views(strategy, counts, grid):
         selection = strategy.reduce(view)
         selection.check(view.n_tokens, batch_size=view.batch_size)
-        tokens, sizes = apply_selection(view.tokens, view.sizes, selection)
+        tokens, sizes = applied(view, selection)
         for row, count in enumerate(counts):
             keep, slots, marks = decision(selection, view, row)
             assert 1 <= len(keep) <= count
@@ -75,12 +81,12 @@ def test_an_image_does_not_depend_on_its_neighbours(
     strategy = VISION[name](**fields)
     for view in views(strategy, counts, grid, merged=merged, protected=merged):
         together = strategy.reduce(view)
-        tokens, sizes = apply_selection(view.tokens, view.sizes, together)
+        tokens, sizes = applied(view, together)
         for row in range(view.batch_size):
             single = alone(view, row)
             selection = strategy.reduce(single)
             assert decision(selection, single, 0) == decision(together, view, row)
-            own, own_sizes = apply_selection(single.tokens, single.sizes, selection)
+            own, own_sizes = applied(single, selection)
             torch.testing.assert_close(tokens[row : row + 1, : own.shape[1]], own, atol=1e-6, rtol=1e-6)
             torch.testing.assert_close(sizes[row : row + 1, : own.shape[1]], own_sizes)
 
@@ -109,7 +115,7 @@ def test_one_token_survives(name: str, fields: dict[str, Any], n_prefix: int) ->
     for view in views(strategy, (1, 1), (1, 1), n_prefix=n_prefix):
         selection = strategy.reduce(view)
         selection.check(1, batch_size=2, valid=view.valid)
-        tokens, sizes = apply_selection(view.tokens, view.sizes, selection)
+        tokens, sizes = applied(view, selection)
         assert torch.equal(tokens, view.tokens)
         assert torch.equal(sizes, view.sizes)
 
@@ -120,7 +126,7 @@ def test_half_precision(name: str, fields: dict[str, Any]) -> None:
     for view in views(strategy, (36, 21, 9), (6, 6), dtype=torch.bfloat16):
         selection = strategy.reduce(view)
         selection.check(view.n_tokens, batch_size=view.batch_size)
-        tokens, _ = apply_selection(view.tokens, view.sizes, selection)
+        tokens, _ = applied(view, selection)
         assert tokens.dtype == torch.bfloat16
 
 
@@ -142,7 +148,7 @@ IDENTITIES = [(name, fields) for name, several in NOTHING_TO_DO.items() for fiel
 def test_identity_where_there_is_nothing_to_do(name: str, fields: dict[str, Any], counts: tuple[int, ...]) -> None:
     strategy = VISION[name](**fields)
     for view in views(strategy, counts, (6, 6)):
-        tokens, sizes = apply_selection(view.tokens, view.sizes, strategy.reduce(view))
+        tokens, sizes = applied(view, strategy.reduce(view))
         assert torch.equal(tokens, view.tokens)
         assert torch.equal(sizes, view.sizes)
 

@@ -97,7 +97,9 @@ def test_a_mixture_never_reads_what_it_leaves_out_and_gradients_follow_it() -> N
 
 
 def test_the_cls_token_takes_the_first_slot() -> None:
-    selection = Selection.merge(torch.tensor([[1, 0]]), torch.tensor([[1, 1, -1]]), combine="sum", cls_first=True)
+    selection = Selection.merge(
+        torch.tensor([[1, 0]]), torch.tensor([[1, 1, -1]]), combine="sum", cls_first=torch.tensor([True])
+    )
     selection.check(3)
     tokens, cls_token = torch.tensor([[[1.0], [2.0], [4.0]]]), torch.tensor([[9.0]])
     merged, sizes = apply_selection(tokens, torch.ones(1, 3), selection, cls_token=cls_token)
@@ -122,7 +124,7 @@ def test_a_mixture_that_does_not_fit_is_refused(fields: dict[str, Tensor], messa
 
 
 def test_nothing_is_weighed_or_mixed_where_nothing_merges() -> None:
-    for fields in ({"weight": torch.ones(1, 2)}, {"mix": torch.ones(1, 1, 2)}, {"cls_first": True}):
+    for fields in ({"weight": torch.ones(1, 2)}, {"mix": torch.ones(1, 1, 2)}, {"cls_first": torch.tensor([True])}):
         with pytest.raises(ValueError, match="given without assign"):
             Selection(keep=torch.tensor([[0]]), **fields).check(2)
 

@@ -47,7 +47,13 @@ def random_view(
     if merged:
         sizes += torch.randint(0, 3, (b, n), generator=generator)
     marks = torch.rand(b, n, generator=generator) < 0.2 if protected else torch.zeros(b, n, dtype=torch.bool)
-    attention = torch.rand(b, HEADS, n, generator=generator).softmax(-1)
+    attention = (1.5 * torch.randn(b, HEADS, n, generator=generator)).softmax(-1)
+    signals = {
+        "_keys": _padded(torch.randn(b, n, HEAD_WIDTH, generator=generator), valid, 1e4).to(dtype),
+        "_cls_attention": attention.masked_fill(~valid[:, None], 0.0),
+        "_unsplit_attention": attention.mean(1).masked_fill(~valid, 0.0),
+        "_unsplit_keys": _padded(torch.randn(b, n, HEADS * HEAD_WIDTH, generator=generator), valid, 1e4).to(dtype),
+    }
     return VisionView(
         site=site or Site.features(),
         depth=depth,
@@ -58,10 +64,8 @@ def random_view(
         protected=marks & valid,
         grid=grid,
         n_prefix=n_prefix,
-        _keys=_padded(torch.randn(b, n, HEAD_WIDTH, generator=generator), valid, 1e4).to(dtype),
-        _cls_attention=attention.masked_fill(~valid[:, None], 0.0),
-        _unsplit_attention=attention.mean(1).masked_fill(~valid, 0.0),
-        _unsplit_keys=_padded(torch.randn(b, n, HEADS * HEAD_WIDTH, generator=generator), valid, 1e4).to(dtype),
+        **signals,
+        _elsewhere=dict.fromkeys(range(depth), signals),
         _cls_token=torch.randn(b, WIDTH, generator=generator).to(dtype),
         _digest=torch.randint(-(2**62), 2**62, (b,), generator=generator),
     )
@@ -79,15 +83,20 @@ def tensor_fields(view: VisionView) -> dict[str, Tensor]:
 
 def alone(view: VisionView, row: int) -> VisionView:
     """One image of a batch as it would come without the others: no padding."""
-    count, parts = int(view.counts[row]), {}
-    for name, value in tensor_fields(view).items():
-        part = value[row : row + 1]
+    count = int(view.counts[row])
+
+    def part(name: str, value: Tensor) -> Tensor:
+        own = value[row : row + 1]
         if name == "_cls_attention":
-            part = part[..., :count]
+            own = own[..., :count]
         elif name not in ("_digest", "_cls_token"):
-            part = part[:, :count]
-        parts[name] = part.clone()
-    return dataclasses.replace(view, **parts)
+            own = own[:, :count]
+        return own.clone()
+
+    parts = {name: part(name, value) for name, value in tensor_fields(view).items()}
+    elsewhere = {block: {name: part(name, value) for name, value in signals.items()}
+                 for block, signals in view._elsewhere.items()}  # fmt: skip
+    return dataclasses.replace(view, **parts, _elsewhere=elsewhere)
 
 
 def decision(selection: Selection, view: VisionView, row: int) -> tuple[list[int], list[int] | None, list[bool] | None]:

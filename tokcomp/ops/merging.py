@@ -57,12 +57,13 @@ def apply_selection(
     else:
         merged = _means(tokens, sizes, selection, slots)
     merged = merged.to(tokens.dtype)
-    if not selection.cls_first:
+    if selection.cls_first is None:
         return merged, merged_sizes
     if cls_token is None:
         raise ValueError("cls_first was selected where there is no CLS token: see view.has_cls")
-    merged = torch.cat([cls_token[:, None].to(merged.dtype), merged[:, 1:]], dim=1)
-    return merged, torch.cat([torch.ones_like(merged_sizes[:, :1]), merged_sizes[:, 1:]], dim=1)
+    there = selection.cls_first[:, None] & (torch.arange(k, device=tokens.device) == 0)  # (b, k)
+    merged = cls_token[:, None].to(merged.dtype).where(there[..., None], merged)
+    return merged, merged_sizes.masked_fill(there, 1)
 
 
 def _means(tokens: Tensor, sizes: Tensor, selection: Selection, slots: Tensor) -> Tensor:

@@ -1,5 +1,29 @@
 """Vision-stage strategies, one a file; importing this package registers them."""
 
-from tokcomp.vision import fastervlm, mustdrop, pool, random, tome, uniform
+from tokcomp.vision import (
+    divprune,
+    fastervlm,
+    mustdrop,
+    pool,
+    prumerge,
+    prumerge_plus,
+    random,
+    tome,
+    uniform,
+    visionzip,
+    vispruner,
+)
 
-__all__ = ["fastervlm", "mustdrop", "pool", "random", "tome", "uniform"]
+__all__ = [
+    "divprune",
+    "fastervlm",
+    "mustdrop",
+    "pool",
+    "prumerge",
+    "prumerge_plus",
+    "random",
+    "tome",
+    "uniform",
+    "visionzip",
+    "vispruner",
+]
