@@ -16,6 +16,7 @@ __all__ = ["COMMANDS", "main"]
 
 COMMANDS = {
     "run": "answer a benchmark with the dense and the compressed model, and compare",
+    "sweep": "every combination of several choices, into a store that survives anything",
     "list": "the strategies, benchmarks, models and presets",
     "show": "one strategy: its fields, defaults, paper and needs",
     "view": "a picture of what each stage kept, merged and dropped of an image",

@@ -23,7 +23,7 @@ from tokcomp.experiment.overrides import GROUPS, refuse_unknown, refuse_unreadab
 from tokcomp.experiment.paths import config_dir, config_dirs, option_names
 from tokcomp.registry import REGISTRIES
 
-__all__ = ["VERSION_BASE", "compose", "register_plugins"]
+__all__ = ["VERSION_BASE", "compose", "own_hydra", "register_plugins"]
 
 VERSION_BASE = "1.3"
 
@@ -53,7 +53,7 @@ def register_plugins() -> None:
 
 
 @contextmanager
-def _own_hydra() -> Iterator[None]:
+def own_hydra() -> Iterator[None]:
     """A Hydra of our own: the caller's global state and compatibility version are back afterwards."""
     theirs, base = GlobalHydra.instance(), VersionBase.instance()
     application, version = theirs.hydra, base.version_base
@@ -79,7 +79,7 @@ def compose(overrides: Sequence[str] = (), *, config_name: str = "run") -> dict[
             line that names it and the nearest known name.
     """
     register_plugins()
-    with _own_hydra():
+    with own_hydra():
         parsed = refuse_unreadable(overrides)
         chosen = [override.key_or_group in GROUPS[config_name] for override in parsed]
         choices = [text for text, is_choice in zip(overrides, chosen, strict=True) if is_choice]

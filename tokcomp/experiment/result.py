@@ -22,9 +22,15 @@ __all__ = [
     "Side",
     "Time",
     "Tokens",
+    "UnwritableError",
+    "write_atomically",
 ]
 
 SCHEMA_VERSION: Final = 1
+
+
+class UnwritableError(ConfigurationError):
+    """A file that cannot be written: no run of the same folder could be kept."""
 
 
 class _Part(BaseModel):
@@ -145,6 +151,8 @@ class Result(_Part):
         status: a ``failed`` run has ``error``, type and message of what went wrong, and no sides; its ``traceback`` is
             there where it was no mistake of the user.
         config, config_hash: the resolved configuration and its hash.
+        overrides: what was written on the command line: `tokcomp run` with them makes the run again.
+        code_version: digest of the sources that made it, those of plug-ins included.
         environment: what the run ran on.
         started, seconds: when it began (UTC) and how long it took.
         dense, compressed: the two sides.
@@ -158,6 +166,8 @@ class Result(_Part):
     traceback: str | None = None
     config: dict[str, Any]
     config_hash: str
+    overrides: list[str] = []
+    code_version: str | None = None
     environment: dict[str, Any]
     started: str
     seconds: float = Field(ge=0)
@@ -172,21 +182,7 @@ class Result(_Part):
         Raises:
             ConfigurationError: the folder cannot be written, or the disk is full.
         """
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._write_through_draft(path, path.with_name(f".{path.name}.{uuid4().hex}"))
-        except OSError as error:
-            raise ConfigurationError(f"{path} cannot be written: {error.strerror}") from error
-
-    def _write_through_draft(self, path: Path, draft: Path) -> None:
-        try:
-            with draft.open("x", encoding="utf-8") as file:
-                file.write(self.model_dump_json(indent=1) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            draft.replace(path)
-        finally:
-            draft.unlink(missing_ok=True)
+        write_atomically(path, self.model_dump_json(indent=1) + "\n")
 
     @classmethod
     def read(cls, path: Path) -> Result:
@@ -205,3 +201,24 @@ class Result(_Part):
             raise ConfigurationError(
                 f"{path} is no result of schema {SCHEMA_VERSION}: {where}: {first['msg']}"
             ) from error
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file in one step, through a draft beside it: a reader sees all of it or the one before.
+
+    Raises:
+        UnwritableError: the folder cannot be written, or the disk is full.
+    """
+    draft = path.with_name(f".{path.name}.{uuid4().hex}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with draft.open("x", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            draft.replace(path)
+        finally:
+            draft.unlink(missing_ok=True)
+    except OSError as error:
+        raise UnwritableError(f"{path} cannot be written: {error.strerror}") from error

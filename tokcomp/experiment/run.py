@@ -15,15 +15,17 @@ import torch
 from tokcomp.benchmarks.base import Sample
 from tokcomp.errors import TokcompError
 from tokcomp.experiment.answers import Answer, answer_all
+from tokcomp.experiment.code import code_version
 from tokcomp.experiment.config import RunConfig, config_hash
 from tokcomp.experiment.environment import describe
 from tokcomp.experiment.load import LoadedModel, load_model
 from tokcomp.experiment.measuring import peak_of, time_both, times_of
+from tokcomp.experiment.reference import Reference
 from tokcomp.experiment.result import CompressedSide, Result, SampleRecord, Side
 from tokcomp.experiment.scoring import accuracy_of, cache_bytes, flops_of, tokens_of
 from tokcomp.pipeline import Pipeline
 
-__all__ = ["RESULT", "Progress", "run", "run_recorded"]
+__all__ = ["RESULT", "Progress", "dense_reference", "run", "run_recorded"]
 
 RESULT = "result.json"
 
@@ -31,12 +33,17 @@ Progress = Callable[[str, int | None], Callable[[int], None]]
 """Told that a step begins, with the number of its parts (None: unknown); gives what is told of parts that are done."""
 
 
+Load = Callable[[RunConfig], LoadedModel]
+Share = Callable[[Callable[[], Reference]], Reference]
+"""Given how to make the dense side, gives it: made now, or by an earlier run."""
+
+
 def _silent(step: str, total: int | None) -> Callable[[int], None]:
     return lambda done: None
 
 
-def run_recorded(config: RunConfig, folder: Path, *, progress: Progress = _silent,
-                 load: Callable[[RunConfig], LoadedModel] | None = None) -> Result:  # fmt: skip
+def run_recorded(config: RunConfig, folder: Path, *, progress: Progress = _silent, load: Load | None = None,
+                 reference: Share | None = None, overrides: Sequence[str] = ()) -> Result:  # fmt: skip
     """:func:`run`, with ``result.json`` in ``folder`` whatever happens.
 
     Args:
@@ -44,6 +51,8 @@ def run_recorded(config: RunConfig, folder: Path, *, progress: Progress = _silen
         folder: where the record is written.
         progress: told of every step.
         load: gives the model, for callers that hold one already; None: load it as the configuration says.
+        reference: gives the dense side, for callers that share it between runs; None: make it.
+        overrides: the command line that composed ``config``, for the record.
 
     Raises:
         Exception: what went wrong; the record, with status ``failed``, is written first.
@@ -55,6 +64,8 @@ def run_recorded(config: RunConfig, folder: Path, *, progress: Progress = _silen
         result = Result(
             config=config.model_dump(mode="json"),
             config_hash=config_hash(config),
+            overrides=list(overrides),
+            code_version=code_version(config),
             environment=describe(config.device),
             started=started.isoformat(timespec="seconds"),
             seconds=time.monotonic() - begun,
@@ -64,15 +75,15 @@ def run_recorded(config: RunConfig, folder: Path, *, progress: Progress = _silen
         return result
 
     try:
-        return record(status="ok", **run(config, progress=progress, load=load))
+        return record(status="ok", **run(config, progress=progress, load=load, reference=reference))
     except BaseException as error:  # an interrupted run leaves its record, too
         told = None if isinstance(error, TokcompError) else traceback.format_exc()
         record(status="failed", error=f"{type(error).__name__}: {error}", traceback=told)
         raise
 
 
-def run(config: RunConfig, *, progress: Progress = _silent,
-        load: Callable[[RunConfig], LoadedModel] | None = None) -> dict[str, Any]:  # fmt: skip
+def run(config: RunConfig, *, progress: Progress = _silent, load: Load | None = None,
+        reference: Share | None = None) -> dict[str, Any]:  # fmt: skip
     """Answer, score and measure both sides; gives the fields of :class:`Result` that they fill.
 
     Raises:
@@ -87,34 +98,61 @@ def run(config: RunConfig, *, progress: Progress = _silent,
         pass
     torch.manual_seed(config.seed)
     samples = config.benchmark.load()
-    dense = _answers(config, loaded, samples, None, progress("dense", len(samples)))
+    dense = (reference or _made)(lambda: dense_reference(config, loaded, samples, progress))
     compressed = _answers(config, loaded, samples, pipeline, progress("compressed", len(samples)))
-    sides, timing = _measured(config, loaded, samples[: config.benchmark.batch_size], progress)
-    benchmark = config.benchmark
-    dense_scores = [benchmark.score(answer.text, sample) for answer, sample in zip(dense, samples, strict=True)]
-    scores = [benchmark.score(answer.text, sample) for answer, sample in zip(compressed, samples, strict=True)]
-    agreement = fmean(float(a.text == b.text) for a, b in zip(dense, compressed, strict=True))
+    first = samples[: config.benchmark.batch_size]
+    timing, times = None, ({}, {})
+    if config.measure.timing:
+        done = progress("timing", None)
+        longest, repeats = config.benchmark.max_new_tokens, config.measure.repeats
+        timing = time_both(loaded, first, pipeline, max_new_tokens=longest, repeats=repeats)
+        times = tuple({"time": side} for side in times_of(timing, len(first)))
+        done(1)
+    memory = _memory(config, loaded, first, pipeline, progress)
+    scores = [config.benchmark.score(answer.text, sample) for answer, sample in zip(compressed, samples, strict=True)]
     return {
-        "dense": Side(**_figures(config, loaded, samples, dense, dense_scores), **sides[0]),
+        "dense": dense.side.model_copy(update=times[0]),
         "compressed": CompressedSide(
-            **_figures(config, loaded, samples, compressed, scores), **sides[1], agreement=agreement
+            **_figures(config, loaded, samples, compressed, scores), **times[1], **memory,
+            agreement=fmean(float(text == answer.text) for text, answer in zip(dense.texts, compressed, strict=True)),
         ),
         "timing": timing,
-        "samples": [
-            SampleRecord(
-                id=sample.id,
-                kind=sample.kind,
-                question=sample.question,
-                expected=sample.answer,
-                dense=a.text,
-                compressed=b.text,
-                dense_score=a_score,
-                compressed_score=b_score,
-                equivalent_tokens=b.tokens.equivalent_tokens,
-            )
-            for sample, a, b, a_score, b_score in zip(samples, dense, compressed, dense_scores, scores, strict=True)
-        ],
-    }
+        "samples": _records(samples, dense, compressed, scores),
+    }  # fmt: skip
+
+
+def dense_reference(config: RunConfig, loaded: LoadedModel, samples: Sequence[Sample],
+                    progress: Progress = _silent) -> Reference:  # fmt: skip
+    """The model's answers without a pipeline, scored and counted."""
+    answers = _answers(config, loaded, samples, None, progress("dense", len(samples)))
+    scores = [config.benchmark.score(answer.text, sample) for answer, sample in zip(answers, samples, strict=True)]
+    memory = _memory(config, loaded, samples[: config.benchmark.batch_size], None, progress)
+    side = Side(**_figures(config, loaded, samples, answers, scores), **memory)
+    return Reference(texts=[answer.text for answer in answers], scores=scores, side=side)
+
+
+def _made(make: Callable[[], Reference]) -> Reference:
+    return make()
+
+
+def _records(samples: Sequence[Sample], dense: Reference, compressed: Sequence[Answer],
+             scores: Sequence[float]) -> list[SampleRecord]:  # fmt: skip
+    return [
+        SampleRecord(
+            id=sample.id,
+            kind=sample.kind,
+            question=sample.question,
+            expected=sample.answer,
+            dense=text,
+            compressed=answer.text,
+            dense_score=dense_score,
+            compressed_score=score,
+            equivalent_tokens=answer.tokens.equivalent_tokens,
+        )
+        for sample, text, answer, dense_score, score in zip(
+            samples, dense.texts, compressed, dense.scores, scores, strict=True
+        )
+    ]
 
 
 def _load(config: RunConfig) -> LoadedModel:
@@ -133,24 +171,14 @@ def _answers(config: RunConfig, loaded: LoadedModel, samples: Sequence[Sample], 
     )
 
 
-def _measured(config: RunConfig, loaded: LoadedModel, batch: Sequence[Sample],
-              progress: Progress) -> tuple[tuple[dict[str, Any], dict[str, Any]], Any]:  # fmt: skip
-    """What time and memory add to each side, and all the times."""
-    pipeline, longest = config.pipeline, config.benchmark.max_new_tokens
-    sides: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
-    timing = None
-    if config.measure.timing:
-        done = progress("timing", None)
-        timing = time_both(loaded, batch, pipeline, max_new_tokens=longest, repeats=config.measure.repeats)
-        for side, times in zip(sides, times_of(timing, len(batch)), strict=True):
-            side["time"] = times
-        done(1)
-    if config.measure.memory:
-        done = progress("memory", None)
-        for side, attached in zip(sides, (None, pipeline), strict=True):
-            side["peak_memory"] = peak_of(loaded, batch, attached, max_new_tokens=longest)
-        done(1)
-    return sides, timing
+def _memory(config: RunConfig, loaded: LoadedModel, batch: Sequence[Sample], pipeline: Pipeline | None,
+            progress: Progress) -> dict[str, Any]:  # fmt: skip
+    if not config.measure.memory:
+        return {}
+    done = progress("memory", None)
+    peak = peak_of(loaded, batch, pipeline, max_new_tokens=config.benchmark.max_new_tokens)
+    done(1)
+    return {"peak_memory": peak}
 
 
 def _figures(config: RunConfig, loaded: LoadedModel, samples: Sequence[Sample], answers: Sequence[Answer],

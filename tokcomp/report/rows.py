@@ -1,0 +1,124 @@
+"""One line per run, read from its record: what tables, figures and pages of many runs are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic_core import from_json
+
+from tokcomp.errors import ConfigurationError
+from tokcomp.experiment.result import SCHEMA_VERSION
+
+__all__ = ["Row", "read_row", "row_of", "told_apart"]
+
+STAGES = ("vision", "prefill", "cache")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One run that ended well.
+
+    Attributes:
+        key: names the run in its store.
+        overrides: the command line that composed it.
+        config: the resolved configuration.
+        accuracy, interval, by_kind: of the compressed side; ``dense_accuracy`` of the model alone.
+        agreement: share of answers equal to the dense ones.
+        equivalent_tokens: vision tokens, mean over the layers; ``image_tokens`` before compression.
+        flops, kv_bytes, peak_memory: as shares of the dense side's (None: not measured).
+        prefill_time, decode_time, total_time: likewise.
+        ids, kinds, headline: of the questions, in order; ``headline`` says which count in the accuracy.
+        scores, dense_scores: of every question.
+    """
+
+    key: str
+    overrides: tuple[str, ...]
+    config: dict[str, Any]
+    accuracy: float
+    interval: tuple[float, float]
+    by_kind: dict[str, float]
+    dense_accuracy: float
+    agreement: float
+    equivalent_tokens: float
+    image_tokens: float
+    flops: float
+    kv_bytes: float
+    peak_memory: float | None
+    prefill_time: float | None
+    decode_time: float | None
+    total_time: float | None
+    ids: tuple[str, ...]
+    kinds: tuple[str, ...]
+    scores: NDArray[np.float32]
+    dense_scores: NDArray[np.float32]
+
+    @property
+    def stages(self) -> tuple[str, str, str]:
+        """Names of the three strategies."""
+        vision, prefill, cache = (str(self.config[stage]["name"]) for stage in STAGES)
+        return vision, prefill, cache
+
+    @property
+    def command(self) -> str:
+        """What makes the run again."""
+        return " ".join(["tokcomp run", *self.overrides])
+
+
+def read_row(path: Path) -> Row | None:
+    """The line of one record; None for a run that failed.
+
+    Raises:
+        ConfigurationError: the record is damaged, or a newer tokcomp wrote it.
+    """
+    try:
+        record = from_json(path.read_bytes())
+        version = record["schema_version"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigurationError(f"{path} is damaged ({type(error).__name__}): sweep again to make it anew") from error
+    if version > SCHEMA_VERSION:
+        raise ConfigurationError(
+            f"{path} was written by a newer tokcomp (schema {version}, this one reads {SCHEMA_VERSION}): upgrade tokcomp"
+        )
+    return row_of(record, path.parent.name) if record["status"] == "ok" else None
+
+
+def row_of(record: dict[str, Any], key: str) -> Row:
+    """The line of a record's plain data."""
+    dense, compressed, samples = record["dense"], record["compressed"], record["samples"]
+    ratio = (compressed.get("time") or {}).get("ratio") or {}
+    memory, whole = compressed.get("peak_memory"), dense.get("peak_memory")
+    low, high = compressed["accuracy"]["interval"]
+    return Row(
+        key=key,
+        overrides=tuple(record.get("overrides", ())),
+        config=record["config"],
+        accuracy=compressed["accuracy"]["overall"],
+        interval=(low, high),
+        by_kind=compressed["accuracy"]["by_kind"],
+        dense_accuracy=dense["accuracy"]["overall"],
+        agreement=compressed["agreement"],
+        equivalent_tokens=compressed["tokens"]["equivalent_tokens"],
+        image_tokens=compressed["tokens"]["image_tokens"],
+        flops=compressed["flops"]["total"] / dense["flops"]["total"],
+        kv_bytes=compressed["kv_bytes"] / dense["kv_bytes"],
+        peak_memory=memory / whole if memory and whole else None,
+        prefill_time=ratio.get("prefill"),
+        decode_time=ratio.get("decode_per_token"),
+        total_time=ratio.get("end_to_end"),
+        ids=tuple(sample["id"] for sample in samples),
+        kinds=tuple(sample["kind"] for sample in samples),
+        scores=np.fromiter((sample["compressed_score"] for sample in samples), np.float32, len(samples)),
+        dense_scores=np.fromiter((sample["dense_score"] for sample in samples), np.float32, len(samples)),
+    )
+
+
+def told_apart(rows: Iterable[Row]) -> list[str]:
+    """For every run the overrides in which it differs from some other: what a table calls it."""
+    given: Sequence[tuple[str, ...]] = [row.overrides for row in rows]
+    shared = set(given[0]).intersection(*given[1:]) if len(given) > 1 else set()
+    return [" ".join(text for text in overrides if text not in shared) or "(defaults)" for overrides in given]
