@@ -80,7 +80,14 @@ def _verdict(console: Console, outcome: Outcome) -> int:
 @contextmanager
 def _shown(console: Console) -> Iterator[Callable[[Outcome], None]]:
     """One bar: runs that ended, those that failed, the time that is left."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     columns: tuple[Any, ...] = (
         TextColumn("runs"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[failed]} failed"),

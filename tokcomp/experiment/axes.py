@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, Transformer
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from tokcomp.errors import ConfigurationError
@@ -71,7 +71,7 @@ def read_axes(overrides: Sequence[str]) -> Axes:
                     raise ConfigurationError(
                         f"'{text}' has no end: list the values, as {key}=1,2,3 or {key}=range(1,4)"
                     )
-                values = override.sweep_string_iterator(transformer=Transformer.encode)
+                values = override.sweep_string_iterator()
                 swept[key] = tuple(f"{override.get_key_element()}={value}" for value in values)
                 if not swept[key]:
                     raise ConfigurationError(f"'{text}' matches nothing: `tokcomp list {key}` names the options")
@@ -80,7 +80,7 @@ def read_axes(overrides: Sequence[str]) -> Axes:
 
 def _parsed(parser: OverridesParser, text: str) -> Override:
     try:
-        return parser.parse_override(text)
+        return parser.parse_overrides([text])[0]  # the plural one ties it to the options that glob() looks at
     except HydraException:
         raise ConfigurationError(
             f"'{text}' cannot be read: give name=value or name=value,value, such as vision=none,tome; quote values with "

@@ -31,6 +31,7 @@ class Outcome:
     Attributes:
         store: where the records are. ``size``: combinations.
         found, done: keys of the records that were there, and that were made.
+        keys: both, in the order of the jobs; combinations that mean the same run share one.
         failed: error by key, or by command line where no record could be made.
         notes: what else is to be told.
         broken: why the launcher gave up before the end, or None.
@@ -40,14 +41,10 @@ class Outcome:
     size: int
     found: list[str] = field(default_factory=list)
     done: list[str] = field(default_factory=list)
+    keys: tuple[str, ...] = ()
     failed: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     broken: str | None = None
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        """Keys of the good records, in the order of the jobs; combinations that mean the same run share one."""
-        return tuple(dict.fromkeys([*self.found, *self.done]))
 
     @property
     def ended(self) -> int:
@@ -92,6 +89,7 @@ def sweep(overrides: Sequence[str], watch: Callable[[Outcome], None] = lambda ou
 def _launched(axes: Axes, folder: Path, name: str) -> str | None:
     """Hand the sweep to Hydra; what made its launcher give up, or None."""
     import hydra
+    from hydra.errors import MissingConfigException
 
     told = [text for text in axes.hydra if not text.startswith("hydra.sweep.dir=")]
     values = [f"{_key(group)}={','.join(_value(text) for text in group)}" for group in axes.swept.values()]
@@ -102,6 +100,9 @@ def _launched(axes: Axes, folder: Path, name: str) -> str | None:
             hydra.main(version_base=VERSION_BASE, config_path=str(config_dir()), config_name="run")(job)()
         except (KeyboardInterrupt, TokcompError):
             raise
+        except MissingConfigException as error:
+            lines = [line.strip() for line in str(error).splitlines() if line.strip() and "path=" not in line]
+            raise ConfigurationError(" ".join(lines).removesuffix("Config search path:").strip()) from None
         except Exception as error:  # a launcher's own: a worker that died, a cluster that does not answer
             cause = error.__cause__ or error.__context__ or error
             if isinstance(cause, TokcompError):
@@ -157,6 +158,7 @@ def _read(outcome: Outcome, name: str) -> None:
     lines = outcome.store.journal(name)
     outcome.found = [line["key"] for line in lines if line["outcome"] == "found"]
     outcome.done = [line["key"] for line in lines if line["outcome"] == "done"]
+    outcome.keys = tuple(dict.fromkeys(line["key"] for line in lines if line["outcome"] in ("found", "done")))
     failed = (line for line in lines if line["outcome"] == "failed")
     outcome.failed = {line["key"] or " ".join(line["overrides"]): line["error"] for line in failed}
     outcome.notes = [line["text"] for line in lines if line["outcome"] == "note"]

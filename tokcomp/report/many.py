@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from tokcomp.report.rows import Row, told_apart
+from tokcomp.report.rows import Row, axes_of
 
 __all__ = ["runs_table"]
 
@@ -16,18 +17,21 @@ def _share(value: float | None) -> str:
 
 
 def runs_table(rows: Sequence[Row]) -> Table:
-    """One line per run: accuracy with its interval, and what it costs as shares of the dense model."""
-    table = Table(
-        caption="shares of the dense model; interval: 95 % (Wilson)", caption_justify="left", title_justify="left"
+    """One line per run: what tells it apart, its accuracy with its interval, its costs as shares of the dense model's."""
+    caption = (
+        "same: answers equal to the dense ones; FLOPs to decode: shares of the dense model; interval: 95 % (Wilson)"
     )
-    table.add_column("run", overflow="fold")
-    for name in ("accuracy", "same answer", "tokens", "FLOPs", "KV cache", "prefill", "decoding"):
-        table.add_column(name, justify="right")
-    for row, name in zip(rows, told_apart(rows), strict=True):
+    table = Table(caption=caption, caption_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    axes = axes_of(rows)
+    for key in axes:
+        table.add_column(key, overflow="fold", min_width=min(8, max(map(len, axes[key]))))
+    for name in ("accuracy %", "same", "tokens", "FLOPs", "KV", "prefill", "decode"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for number, row in enumerate(rows):
         low, high = row.interval
         table.add_row(
-            name,
-            f"{row.accuracy:.1%} [{low:.0%}, {high:.0%}]",
+            *(values[number] for values in axes.values()),
+            f"{100 * row.accuracy:.1f} [{100 * low:.0f},{100 * high:.0f}]",
             f"{row.agreement:.0%}",
             f"{row.equivalent_tokens:.4g}",
             _share(row.flops),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from pydantic_core import from_json
 from tokcomp.errors import ConfigurationError
 from tokcomp.experiment.result import SCHEMA_VERSION
 
-__all__ = ["Row", "read_row", "row_of", "told_apart"]
+__all__ = ["Row", "axes_of", "read_row", "row_of"]
 
 STAGES = ("vision", "prefill", "cache")
 
@@ -117,8 +117,10 @@ def row_of(record: dict[str, Any], key: str) -> Row:
     )
 
 
-def told_apart(rows: Iterable[Row]) -> list[str]:
-    """For every run the overrides in which it differs from some other: what a table calls it."""
-    given: Sequence[tuple[str, ...]] = [row.overrides for row in rows]
-    shared = set(given[0]).intersection(*given[1:]) if len(given) > 1 else set()
-    return [" ".join(text for text in overrides if text not in shared) or "(defaults)" for overrides in given]
+def axes_of(rows: Sequence[Row]) -> dict[str, list[str]]:
+    """What tells runs apart: by setting or group, its value in every run, "" where a run's command line does not name it.
+    Settings that are the same in all of them are left out."""
+    given = [dict(text.partition("=")[::2] for text in row.overrides) for row in rows]
+    keys = dict.fromkeys(key for overrides in given for key in overrides)
+    values = {key: [overrides.get(key, "") for overrides in given] for key in keys}
+    return {key: column for key, column in values.items() if len(set(column)) > 1}

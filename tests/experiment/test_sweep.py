@@ -1,0 +1,216 @@
+"""Sweeps on the untrained checkpoint: axes, refusals before any job, resuming, two at once, launchers, kills."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tokcomp.cli.main import main
+from tokcomp.errors import ConfigurationError
+from tokcomp.experiment.axes import read_axes, refuse_wrong
+from tokcomp.experiment.compose import compose
+from tokcomp.experiment.config import RunConfig
+from tokcomp.experiment.result import Result
+from tokcomp.experiment.store import Store, key_of
+from tokcomp.experiment.sweep import default_folder, sweep
+from tokcomp.experiment.worker import execute
+
+AXES = ["vision=none,pool", "cache=none,h2o"]
+
+
+def given(untrained: Path, store: Path, *more: str) -> list[str]:
+    return [
+        f"model.path={untrained}", "benchmark.samples=3", "benchmark.max_new_tokens=2", "benchmark.kinds=[count]",
+        "measure.timing=false", "measure.memory=false", "device=cpu", f"hydra.sweep.dir={store}", *more,
+    ]  # fmt: skip
+
+
+def figures(store: Path) -> dict[str, tuple[float, float, list[str]]]:
+    """What a table of the store shows, by key."""
+    shown = {}
+    for path in Store.existing(store).records():
+        result = Result.read(path)
+        assert result.compressed is not None
+        texts = [sample.compressed for sample in result.samples]
+        shown[path.parent.name] = (result.compressed.accuracy.overall, result.compressed.flops["total"], texts)
+    return shown
+
+
+def test_a_comma_makes_an_axis() -> None:
+    axes = read_axes(
+        ["vision=none,tome", "prefill=fastv", "cache=glob(h*)", "vision.r=range(1,4)", "hydra.sweep.dir=x"]
+    )
+    assert axes.swept == {
+        "vision": ("vision=none", "vision=tome"),
+        "cache": ("cache=h2o",),
+        "vision.r": ("vision.r=1", "vision.r=2", "vision.r=3"),
+    }
+    assert axes.fixed == ("prefill=fastv",)
+    assert axes.hydra == ("hydra.sweep.dir=x",)
+    assert axes.size == 6
+    assert len(set(axes.combinations())) == 6
+
+
+def test_the_same_command_goes_to_the_same_folder() -> None:
+    a, b = read_axes(["vision=none,tome", "cache=h2o"]), read_axes(["cache=h2o", "vision=none,tome"])
+    assert default_folder(a) == default_folder(b)
+    assert default_folder(a) != default_folder(read_axes(["vision=none,tome"]))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["vision=none,tomee"], "did you mean 'tome'"),
+        (["vision=tome", "vision.r=1,-3"], "vision.tome.r=-3"),
+        (["vision=none,tome", "vision.r=1,2"], "'r' is not a setting of vision 'none'"),
+        (["vision=glob(x*)"], "matches nothing"),
+        (["seed=interval(0,1)"], "has no end"),
+        (["vision=[tome"], "cannot be read"),
+    ],
+)
+def test_a_wrong_part_is_refused_before_any_job(
+    overrides: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["sweep", *overrides, f"hydra.sweep.dir={tmp_path / 'store'}"]) == 2
+    error = capsys.readouterr().err
+    assert told in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "store" / "runs").exists()
+
+
+def test_presets_are_tried_with_every_stage() -> None:
+    with pytest.raises(ConfigurationError, match="'r' is not a setting of vision 'none'"):
+        refuse_wrong(read_axes(["preset=tome,fastv", "vision.r=1,2"]))
+
+
+def test_a_sweep_makes_every_run_once(untrained: Path, tmp_path: Path) -> None:
+    first = sweep(given(untrained, tmp_path, *AXES))
+    assert (len(first.done), len(first.found), first.failed, first.broken) == (4, 0, {}, None)
+    assert len(list((tmp_path / "references").glob("*.json"))) == 1
+    before = {path: path.stat().st_mtime_ns for path in first.store.records()}
+    again = sweep(given(untrained, tmp_path, *AXES))
+    assert (len(again.done), len(again.found)) == (0, 4)
+    assert {path: path.stat().st_mtime_ns for path in again.store.records()} == before
+    result = Result.read(first.store.folder(first.done[0]) / "result.json")
+    assert "vision=none" in result.overrides
+    assert key_of(RunConfig.resolve(compose(result.overrides))) == first.done[0]
+
+
+def test_a_failed_run_is_counted_and_made_again(untrained: Path, tmp_path: Path) -> None:
+    # mustdrop's prefill thresholds do not matter: a layer beyond the depth is found when the pipeline meets the model.
+    wrong = given(untrained, tmp_path, "prefill=fastv", "prefill.layer=2,99")
+    assert main(["sweep", *wrong]) == 3
+    again = sweep(wrong)
+    assert len(again.found) == 1
+    (error,) = again.failed.values()
+    assert "prefill.fastv.layer=99" in error
+    record = Result.read(again.store.folder(next(iter(again.failed))) / "result.json")
+    assert record.status == "failed"
+
+
+def test_a_damaged_record_is_moved_aside_and_made_again(untrained: Path, tmp_path: Path) -> None:
+    once = sweep(given(untrained, tmp_path, *AXES))
+    record = once.store.folder(once.done[0]) / "result.json"
+    record.write_text(record.read_text()[:100])
+    again = sweep(given(untrained, tmp_path, *AXES))
+    assert again.done == [once.done[0]]
+    assert "damaged" in again.notes[0]
+    assert record.with_name("result.json.damaged").is_file()
+    Result.read(record)
+
+
+def test_a_newer_store_is_refused(untrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "store.json").write_text(json.dumps({"schema_version": 99}))
+    assert main(["sweep", *given(untrained, tmp_path, *AXES)]) == 2
+    assert "newer tokcomp (schema 99" in capsys.readouterr().err
+
+
+def test_a_newer_record_is_refused(untrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    once = sweep(given(untrained, tmp_path, *AXES))
+    (once.store.folder(once.done[0]) / "result.json").write_text(json.dumps({"schema_version": 99}))
+    assert main(["sweep", *given(untrained, tmp_path, *AXES)]) == 2
+    assert "newer tokcomp (schema 99" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_one_clear_line(untrained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sweep", *given(untrained, Path("/dev/full"), *AXES)]) == 2
+    error = capsys.readouterr().err
+    assert "cannot be written" in error
+    assert error.count("\n") == 1
+
+
+def test_a_run_that_another_process_makes_is_waited_for(untrained: Path, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    line = [text for text in given(untrained, tmp_path, "vision=pool") if not text.startswith("hydra")]
+    config = RunConfig.resolve(compose(line))
+    with store.claim(key_of(config)) as ours:
+        assert ours
+        assert execute(store, config, sweep="b", overrides=line) == "busy"
+    assert execute(store, config, sweep="b", overrides=line, wait=True) == "done"
+
+
+def _sweep_alone(overrides: list[str]) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    sys_exit = main(["sweep", *overrides])
+    os._exit(sys_exit)
+
+
+def _starter() -> multiprocessing.context.ForkServerContext:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.experiment.test_sweep", "transformers.models.llava.modeling_llava"])
+    return context
+
+
+@pytest.mark.slow
+def test_two_sweeps_on_one_store_share_the_work(untrained: Path, tmp_path: Path) -> None:
+    context = _starter()
+    line = given(untrained, tmp_path, *AXES, "seed=0,1")
+    both = [context.Process(target=_sweep_alone, args=(line,)) for _ in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(120)
+        assert process.exitcode == 0
+    lines = [json.loads(line) for path in (tmp_path / "journal").iterdir() for line in path.read_text().splitlines()]
+    done = [line["key"] for line in lines if line["outcome"] == "done"]
+    assert sorted(done) == sorted(set(done)), "no run was made twice"
+    assert len(figures(tmp_path)) == len(done) == 8
+
+
+@pytest.mark.slow
+def test_kills_lose_nothing(untrained: Path, tmp_path: Path) -> None:
+    kills, dice, context = int(os.environ.get("TOKCOMP_KILLS", "6")), random.Random(0), _starter()
+    line = given(untrained, tmp_path / "killed", *AXES, f"seed=range(0,{max(2, kills // 2)})")
+    for _ in range(kills):
+        process = context.Process(target=_sweep_alone, args=(line,))
+        process.start()
+        time.sleep(dice.uniform(0.2, 4.0))
+        if process.pid is not None and process.is_alive():
+            os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        if (tmp_path / "killed" / "store.json").is_file():
+            figures(tmp_path / "killed")  # every record that is there is whole
+    sweep(line)
+    undisturbed = [text for text in line if not text.startswith("hydra")]
+    sweep([*undisturbed, f"hydra.sweep.dir={tmp_path / 'quiet'}"])
+    assert figures(tmp_path / "killed") == figures(tmp_path / "quiet")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+def test_launchers_give_the_same_table(launcher: str, untrained: Path, tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher" if launcher == "joblib" else "submitit")
+    more = ["hydra.launcher.n_jobs=2"] if launcher == "joblib" else ["hydra.launcher.timeout_min=5"]
+    outcome = sweep(given(untrained, tmp_path / launcher, *AXES, f"hydra/launcher={launcher}", *more))
+    assert (len(outcome.done), outcome.failed, outcome.broken) == (4, {}, None)
+    sweep(given(untrained, tmp_path / "basic", *AXES))
+    assert figures(tmp_path / launcher) == figures(tmp_path / "basic")
