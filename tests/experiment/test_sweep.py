@@ -188,7 +188,7 @@ def test_two_sweeps_on_one_store_share_the_work(untrained: Path, tmp_path: Path)
 
 @pytest.mark.slow
 def test_kills_lose_nothing(untrained: Path, tmp_path: Path) -> None:
-    kills, dice, context = int(os.environ.get("TOKCOMP_KILLS", "6")), random.Random(0), _starter()
+    kills, dice, context = int(os.environ.get("TOKCOMP_KILLS", "4")), random.Random(0), _starter()
     line = given(untrained, tmp_path / "killed", *AXES, f"seed=range(0,{max(2, kills // 2)})")
     for _ in range(kills):
         process = context.Process(target=_sweep_alone, args=(line,))

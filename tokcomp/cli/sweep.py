@@ -65,15 +65,17 @@ def _print_table(console: Console, outcome: Outcome) -> None:
 
 
 def _verdict(console: Console, outcome: Outcome) -> int:
-    told = {"markup": False, "highlight": False, "soft_wrap": True}
+    def say(line: str, style: str | None = None) -> None:
+        console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
+
     for key, error in list(outcome.failed.items())[:20]:
-        console.print(f"failed: {key}: {error}", style="red", **told)
+        say(f"failed: {key}: {error}", "red")
     if outcome.broken is not None:
-        console.print(f"the launcher gave up: {outcome.broken}", style="red", **told)
+        say(f"the launcher gave up: {outcome.broken}", "red")
     left = outcome.size - outcome.ended
     counts = f"{len(outcome.done)} made, {len(outcome.found)} found, {len(outcome.failed)} failed"
-    console.print(counts + (f", {left} not run: the same command goes on with them" if left > 0 else ""), **told)
-    console.print(f"`tokcomp report {outcome.store.root}` tells more", **told)
+    say(counts + (f", {left} not run: the same command goes on with them" if left > 0 else ""))
+    say(f"`tokcomp report {outcome.store.root}` tells more")
     return SOME_FAILED if outcome.failed or outcome.broken is not None or left > 0 else 0
 
 

@@ -101,12 +101,13 @@ def run(config: RunConfig, *, progress: Progress = _silent, load: Load | None = 
     dense = (reference or _made)(lambda: dense_reference(config, loaded, samples, progress))
     compressed = _answers(config, loaded, samples, pipeline, progress("compressed", len(samples)))
     first = samples[: config.benchmark.batch_size]
-    timing, times = None, ({}, {})
+    timing = None
+    times: list[dict[str, Any]] = [{}, {}]
     if config.measure.timing:
         done = progress("timing", None)
         longest, repeats = config.benchmark.max_new_tokens, config.measure.repeats
         timing = time_both(loaded, first, pipeline, max_new_tokens=longest, repeats=repeats)
-        times = tuple({"time": side} for side in times_of(timing, len(first)))
+        times = [{"time": side} for side in times_of(timing, len(first))]
         done(1)
     memory = _memory(config, loaded, first, pipeline, progress)
     scores = [config.benchmark.score(answer.text, sample) for answer, sample in zip(compressed, samples, strict=True)]
