@@ -23,7 +23,7 @@ class Recorded:
     sequence_tokens: list[Any] = field(default_factory=lambda: [(640, 1200)] * 2 + [(352, 624)] * 2)
     vision_tokens: list[Any] = field(default_factory=lambda: [(576, 1152)] * 2 + [(288, 576)] * 2)
     cache_lengths: list[Any] = field(default_factory=lambda: [(642, 1202)] * 2 + [(354, 626.5)] * 2)
-    images_of: tuple[int, ...] = (1, 2)
+    rows_of: tuple[int, ...] = (1, 2)
     tower_tokens: list[Any] = field(default_factory=lambda: [torch.tensor([577, 577, 577])] * 24)
     projector_tokens: Any = field(default_factory=lambda: torch.tensor([576, 576, 500]))
 
@@ -56,7 +56,7 @@ def test_an_unmodified_run_is_the_dense_workload() -> None:
         sequence_tokens=[(640,)] * 4,
         vision_tokens=[(576,)] * 4,
         cache_lengths=[(642,)] * 4,
-        images_of=(1,),
+        rows_of=(1,),
         tower_tokens=[[577]] * 24,
         projector_tokens=[576],
     )
@@ -83,7 +83,7 @@ def test_a_record_of_what_was_expected_gives_the_expected_workload(stages: dict[
         sequence_tokens=[(tokens,) for tokens in expected.workload.layer_tokens],
         vision_tokens=[(tokens,) for tokens in expected.vision_tokens],
         cache_lengths=[],
-        images_of=(1,),
+        rows_of=(1,),
         tower_tokens=[[tokens] for tokens in entering],
         projector_tokens=[image.projector_tokens],
     )

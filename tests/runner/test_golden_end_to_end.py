@@ -17,8 +17,10 @@ from transformers import CLIPVisionModel, LlamaForCausalLM, LlavaForConditionalG
 from tests.golden_cases import SHIPPED, folders, group, meta, tensors
 from tests.tiny_models import generate
 from tokcomp import Pipeline
+from tokcomp.models.adapter import Adapter
 from tokcomp.models.llava import clip_tower
 from tokcomp.runner.arguments import cache_in
+from tokcomp.runner.encoded import Encoded
 from tokcomp.runner.hooks import Hooks
 from tokcomp.runner.images import Images
 from tokcomp.runner.tower import VisionStage
@@ -230,9 +232,10 @@ def test_tome_inside_a_clip_tower(folder: Path, name: str) -> None:
     r = case["r"]
     fields = {"r": r} if isinstance(r, int) or len(r) == len(case["r_per_layer"]) else {"r": r[0], "inflect": r[1]}
     reducer = ToMe(**fields, proportional_attention=case["prop_attn"])
-    encoded: list[Images] = []
     projector = nn.Identity()
-    stage = VisionStage(clip_tower(model, projector, -1), reducer, digests=False, encoded=encoded.append)
+    tower = clip_tower(model, projector, -1)
+    encoded = Encoded(Adapter(family="clip", model=model, decoder=None, tower=tower))
+    stage = VisionStage(tower, reducer, encoded, digests=False)
     hooks = Hooks()
     stage.install(hooks)
     try:
@@ -245,7 +248,7 @@ def test_tome_inside_a_clip_tower(folder: Path, name: str) -> None:
         if key.startswith("hidden"):
             torch.testing.assert_close(out.hidden_states[int(key[6:])], expected, **LOGITS)
     torch.testing.assert_close(out.pooler_output, vectors["pooler_output"], **LOGITS)
-    assert_tome_bookkeeping(encoded[0], vectors, len(case["r_per_layer"]))
+    assert_tome_bookkeeping(encoded.pending[0], vectors, len(case["r_per_layer"]))
 
 
 def assert_tome_bookkeeping(images: Images, vectors: dict[str, Tensor], depth: int) -> None:

@@ -102,12 +102,12 @@ class _OneSample:
 
     def __init__(self, record: Record, sample: int, tokens: SampleTokens,
                  decode: Sequence[Sequence[float]]) -> None:  # fmt: skip
-        first = sum(record.images_of[:sample])
-        mine = slice(first, first + record.images_of[sample])
+        first = sum(record.rows_of[:sample])
+        mine = slice(first, first + record.rows_of[sample])
         self.sequence_tokens = [(count,) for count in tokens.sequence_tokens]
         self.vision_tokens = [(count,) for count in tokens.vision_tokens]
         self.cache_lengths = [(count,) for count in tokens.cache_lengths]
-        self.images_of = (record.images_of[sample],)
+        self.rows_of = (record.rows_of[sample],)
         self.tower_tokens = [block[mine] for block in record.tower_tokens]
         self.projector_tokens = record.projector_tokens[mine]
         self.decode_lengths = [[(length,) for length in step] for step in decode]

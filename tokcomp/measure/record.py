@@ -24,7 +24,7 @@ class TraceRecord(Protocol):
         sequence_tokens: per language-model layer and sample, text and vision tokens that enter it in the prefill.
         vision_tokens: per layer and sample, the vision tokens among them.
         cache_lengths: per layer and sample, the cache entries now (mean over heads where heads differ).
-        images_of: per sample, the number of its images.
+        rows_of: per sample, the number of its images.
         tower_tokens: per tower block and image (of the whole batch, in prompt order), the tokens that enter it, prefix
             included; an empty sequence where the prompt has no images.
         projector_tokens: per image, the tokens that the projector computes.
@@ -40,7 +40,7 @@ class TraceRecord(Protocol):
     @property
     def cache_lengths(self) -> Sequence[PerSample]: ...
     @property
-    def images_of(self) -> Sequence[int]: ...
+    def rows_of(self) -> Sequence[int]: ...
     @property
     def tower_tokens(self) -> Sequence[PerSample]: ...
     @property
@@ -70,8 +70,8 @@ def workload_from_record(record: TraceRecord, shape: ModelShape, *, sample: int 
     steps = _steps(record, sample, new_tokens - 1, policy)
     images: list[ImageWork] = []
     scores: list[ScoreWork] = []
-    first = sum(int(count) for count in record.images_of[:sample])
-    for image in range(first, first + int(record.images_of[sample])):
+    first = sum(int(count) for count in record.rows_of[:sample])
+    for image in range(first, first + int(record.rows_of[sample])):
         entering = [_plain(block[image]) for block in record.tower_tokens]
         # What leaves the last block is not recorded; only SigLIP's pooling head reads it.
         images.append(image_work(shape, reducer, [*entering, entering[-1]], _plain(record.projector_tokens[image])))

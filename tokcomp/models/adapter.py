@@ -6,15 +6,25 @@ An adapter holds references into one model and knows no strategy. Adding a famil
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 
 from tokcomp.errors import UnsupportedError
 
-__all__ = ["Adapter", "Decoder", "Tower", "TowerBlock", "find_adapter", "register_adapter"]
+__all__ = [
+    "Adapter",
+    "Call",
+    "Decoder",
+    "Layout",
+    "Modality",
+    "Tower",
+    "TowerBlock",
+    "find_adapter",
+    "register_adapter",
+]
 
 
 @dataclass(frozen=True)
@@ -35,19 +45,73 @@ class TowerBlock:
 
 
 @dataclass(frozen=True)
-class Tower:
-    """A vision tower and its projector.
+class Call:
+    """One encoding of images or videos.
 
     Attributes:
-        module: called once per encoding, with ``pixel_values`` first.
+        kind: ``image`` or ``video``.
+        pixels: the first argument of the tower.
+        tower: the tower's other arguments by name.
+        given: the arguments of the model's method that encodes this kind (see :class:`Modality`) by name.
+    """
+
+    kind: str
+    pixels: Tensor
+    tower: Mapping[str, Any] = field(default_factory=dict)
+    given: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The tokens of one call of the tower before anything is dropped.
+
+    The tower encodes *rows*: an image, a tile of a large image, or a frame. A row's patches become *units*, one token of
+    the language model each. Units are numbered row after row.
+
+    Attributes:
+        grids: rows and columns of units of each row of the tower.
+        owners: the image or video, from 0, that each row of the tower belongs to; ascending.
+        members: for each row the patches that make up each unit ``[n, g]``; None where a unit is one patch.
+        placed: ``[p]`` the unit that each placeholder of the prompt holds, -1 for a separator (a newline token); None where
+            the placeholders hold all units in order.
+        lengths: placeholders of each image or video, in order.
+    """
+
+    grids: tuple[tuple[int, int], ...]
+    owners: tuple[int, ...]
+    lengths: tuple[int, ...]
+    members: tuple[Tensor, ...] | None = None
+    placed: Tensor | None = None
+
+    @classmethod
+    def one_row_each(cls, rows: int, grid: tuple[int, int], members: Tensor | None = None) -> Layout:
+        """Every row of the tower is an image of its own, all of one size, and its units fill the placeholders in order."""
+        return cls(
+            grids=(grid,) * rows,
+            owners=tuple(range(rows)),
+            lengths=(grid[0] * grid[1],) * rows,
+            members=None if members is None else (members,) * rows,
+        )
+
+
+@dataclass(frozen=True)
+class Tower:
+    """A vision tower and what stands between it and the prompt.
+
+    Attributes:
+        module: called once per encoding, with the pixels first.
         blocks: its transformer blocks.
         n_prefix: tokens before the patches inside the tower (CLS, registers).
         has_cls: whether the first prefix token is a trained CLS token.
         feature_block: number of the block whose output the model selects as image features; None when the model mixes
             several layers.
-        projector: maps features ``[images, n, d]`` to the language model's width, token by token.
-        grid: ``pixel_values -> (rows, columns)`` of patches.
+        entry: the module whose input is one state per unit, as deep in the projector as units go back: the projector
+            itself where it works token by token, what follows the folding of patches where it folds them.
+        exit: the module whose output is one state of the language model's width per unit.
+        layout: the tokens of a call.
         config: the tower's config (its attention implementation is switched while attached).
+        packed: rows of the tower stand one after another in one sequence instead of in a batch.
+        sealed: why tokens cannot leave between the tower's blocks, to complete "...: <reason>"; empty where they can.
     """
 
     module: nn.Module
@@ -55,9 +119,27 @@ class Tower:
     n_prefix: int
     has_cls: bool
     feature_block: int | None
-    projector: nn.Module
-    grid: Callable[[Tensor], tuple[int, int]]
+    entry: nn.Module
+    exit: nn.Module
+    layout: Callable[[Call], Layout]
     config: Any
+    packed: bool = False
+    sealed: str = ""
+
+
+@dataclass(frozen=True)
+class Modality:
+    """One kind of vision input.
+
+    Attributes:
+        kind: ``image`` or ``video``, as in the model's ``mm_encoder_outputs``.
+        token_id: its placeholder in the prompt.
+        encode: the name of the multimodal module's method that encodes it.
+    """
+
+    kind: str
+    token_id: int
+    encode: str
 
 
 @dataclass(frozen=True)
@@ -98,7 +180,7 @@ class Adapter:
         decoder: its language model.
         tower: its vision tower, None for a plain language model.
         multimodal: the module whose ``forward`` receives ``input_ids`` and splices image features into the prompt.
-        image_token_id: the placeholder token.
+        modalities: the kinds of vision input, images first.
         embed: the input embedding table, to recognise placeholders in ``inputs_embeds``.
     """
 
@@ -107,7 +189,7 @@ class Adapter:
     decoder: Decoder
     tower: Tower | None = None
     multimodal: nn.Module | None = None
-    image_token_id: int | None = None
+    modalities: tuple[Modality, ...] = ()
     embed: nn.Module | None = None
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from tokcomp.errors import UnsupportedError
-from tokcomp.models.adapter import Adapter, Tower, register_adapter
+from tokcomp.models.adapter import Adapter, Call, Layout, Modality, Tower, register_adapter
 from tokcomp.models.blocks import pre_norm_block
 from tokcomp.models.causal import decoder_of
 
@@ -34,7 +34,7 @@ def build(model: nn.Module) -> Adapter:
         decoder=decoder_of(body.language_model),
         tower=clip_tower(body.vision_tower, body.multi_modal_projector, config.vision_feature_layer),
         multimodal=body,
-        image_token_id=config.image_token_id,
+        modalities=(Modality("image", config.image_token_id, "get_image_features"),),
         embed=body.get_input_embeddings(),
     )
 
@@ -53,8 +53,9 @@ def clip_tower(tower: nn.Module, projector: nn.Module, feature_layer: int | list
     # hidden_states[0] is the embedding output, hidden_states[k] the output of block k - 1.
     block = None if isinstance(feature_layer, list | tuple) else feature_layer % (depth + 1) - 1
 
-    def grid(pixel_values: Tensor) -> tuple[int, int]:
-        return pixel_values.shape[-2] // patch, pixel_values.shape[-1] // patch
+    def layout(call: Call) -> Layout:
+        rows, _, height, width = call.pixels.shape
+        return Layout.one_row_each(rows, (height // patch, width // patch))
 
     return Tower(
         module=tower,
@@ -62,7 +63,8 @@ def clip_tower(tower: nn.Module, projector: nn.Module, feature_layer: int | list
         n_prefix=1 if has_cls else 0,
         has_cls=has_cls,
         feature_block=block,
-        projector=projector,
-        grid=grid,
+        entry=projector,
+        exit=projector,
+        layout=layout,
         config=core.config,
     )

@@ -14,7 +14,7 @@ from transformers import DynamicCache
 
 from tokcomp.errors import UnsupportedError
 from tokcomp.experiment.load import LoadedModel
-from tokcomp.models.adapter import find_adapter
+from tokcomp.models.adapter import Call, find_adapter
 from tokcomp.pipeline import Pipeline
 from tokcomp.runner.arguments import cache_name
 from tokcomp.runner.cache import CompressedLayer
@@ -148,7 +148,7 @@ def _grid(loaded: LoadedModel, inputs: dict[str, Any]) -> tuple[int, int]:
         raise UnsupportedError(
             f"{type(loaded.model).__name__} does not see the image as one grid of patches: its picture cannot be drawn"
         )
-    return tower.grid(pixels)
+    return tower.layout(Call("image", pixels)).grids[0]
 
 
 def seen_image(pixels: Tensor, processor: Any) -> NDArray[np.float64]:

@@ -50,6 +50,8 @@ class Encoding:
         assert self.reducer is not None
         n_prefix, needs = self.tower.n_prefix, self.reducer.signals()
         signals: dict[str, Tensor] = {}
+        if self.tower.packed:
+            query, key = self._heads_in_rows(query), self._heads_in_rows(key)
         if Signal.KEYS in needs:
             signals["_keys"] = key.mean(dim=1)[:, n_prefix:]
         if Signal.CLS_ATTENTION in needs:
@@ -59,12 +61,29 @@ class Encoding:
             signals["_unsplit_attention"] = self._attended(*wide, wide[0].shape[-1] ** -0.5)[:, 0]
         if Signal.UNSPLIT_KEYS in needs:
             signals["_unsplit_keys"] = unsplit(key)[:, 0, n_prefix:]
-        self.signals[number] = signals
+        self.signals[number] = {name: self._over_units(name, signal) for name, signal in signals.items()}
+
+    def _heads_in_rows(self, x: Tensor) -> Tensor:
+        """Queries or keys of a packed tower ``[1, h, sum, d]`` as ``[i, h, n, d]``."""
+        rows = self.images.in_rows(x[0].transpose(0, 1).flatten(1), self.images.patches)
+        return rows.unflatten(2, (x.shape[1], x.shape[3])).transpose(1, 2)
+
+    def _over_units(self, name: str, signal: Tensor) -> Tensor:
+        """A signal of every patch as that of every unit: its mean over the patches that the unit is made of."""
+        members = self.images.members
+        if members is None:
+            return signal
+        last = signal.dim() == 2 or name == "_cls_attention"  # patches on the last axis
+        by_patch = signal.movedim(-1, 1) if last else signal  # (i, patches, ...)
+        units = by_patch.flatten(2) if by_patch.dim() > 2 else by_patch[..., None]
+        picked = units.gather(1, members.flatten(1)[..., None].expand(-1, -1, units.shape[2]))
+        mean = picked.unflatten(1, members.shape[1:]).mean(dim=2)  # (i, n, ...)
+        return mean[..., 0] if signal.dim() == 2 else mean.movedim(1, -1) if last else mean
 
     def _attended(self, query: Tensor, key: Tensor, scale: float) -> Tensor:
         """The CLS token's attention ``[i, h, k]`` or, without such a token, what each token receives ``[i, 1, k]``; 0 for
         padding."""
-        n_prefix, valid = self.tower.n_prefix, self.images.valid
+        n_prefix, valid = self.tower.n_prefix, self.images.patch_valid
         if self.tower.has_cls:
             scores = attention_rows(query[:, :, :1], key, scale=scale, mask=self.bias)[:, :, 0, n_prefix:]
         else:
@@ -72,6 +91,32 @@ class Encoding:
             received = received_attention(query[:, :, n_prefix:], key, scale=scale, bias=self.bias, valid=rows)
             scores = received[:, None, n_prefix:]
         return scores if self.images.uniform else scores.masked_fill(~valid[:, None], 0.0)
+
+    # -- the shapes in which the model hands units on ----------------------------------------------------------------
+
+    def unfolded(self, features: Tensor) -> Tensor:
+        """The states at the tower's ``entry`` or ``exit``, whatever their shape, one row each ``[i, k, d]``."""
+        images = self.images
+        if not self.tower.packed:
+            return features.reshape(images.n_rows, -1, features.shape[-1])
+        return images.in_rows(features, images.counts().tolist() if images.touched else images.units)
+
+    def folded(self, rows: Tensor, like: Tensor) -> Tensor:
+        """``rows`` ``[i, k, d]`` in the shape that the model's own code had them in."""
+        if not self.tower.packed:
+            return rows.reshape(rows.shape[0], *[1] * (like.dim() - 3), *rows.shape[1:])
+        return rows[self.images.valid].reshape(*[1] * (like.dim() - 2), -1, rows.shape[-1])
+
+    def filled(self, rows: Tensor, like: Tensor) -> Tensor:
+        """``rows`` ``[i, k, d]`` at the units at which they stand, NaN at all others, in the shape that all units have."""
+        images = self.images
+        home = images.origin.where(images.valid, images.n_units)[..., None].expand_as(rows)
+        units = rows.new_full((images.n_rows, images.n_units + 1, rows.shape[-1]), torch.nan).scatter(1, home, rows)[
+            :, :-1
+        ]
+        if not self.tower.packed:
+            return units.reshape(images.n_rows, *[1] * (like.dim() - 3), *units.shape[1:])
+        return units.flatten(0, 1)[images.flat].reshape(*[1] * (like.dim() - 2), -1, rows.shape[-1])
 
     def shorten(self, site: Site, hidden: Tensor) -> Tensor:
         """Let the reducer act on a block's hidden states ``[i, prefix + k, d]``."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import TYPE_CHECKING
 
+from tokcomp.runner.images import Images
 from tokcomp.runner.request import Request
+from tokcomp.types import Site
 
 if TYPE_CHECKING:
     from tokcomp.runner.trace import Fate, PerSample, Record
@@ -15,15 +18,8 @@ __all__ = ["fates", "summarise"]
 
 
 def fates(request: Request, kept: tuple[PerSample, ...]) -> list[list[Fate]]:
-    """For every sample the fate of each of its image patches, by placeholder index."""
-    result, at = [], 0
-    for sample, count in enumerate(request.images_of):
-        patches: list[Fate] = []
-        for call, row in request.image_rows[at : at + count]:
-            patches += _of_image(request, call, row, len(patches), _leaving_layers(kept, sample))
-        result.append(patches)
-        at += count
-    return result
+    """For every sample the fate of each of its placeholders."""
+    return [_of_sample(request, sample, _leaving_layers(kept, sample)) for sample in range(request.batch_size)]
 
 
 def _leaving_layers(kept: tuple[PerSample, ...], sample: int) -> dict[int, int]:
@@ -36,24 +32,51 @@ def _leaving_layers(kept: tuple[PerSample, ...], sample: int) -> dict[int, int]:
     return leaving
 
 
-def _of_image(request: Request, call: int, row: int, start: int, leaving: dict[int, int]) -> list[Fate]:
+def _of_sample(request: Request, sample: int, leaving: dict[int, int]) -> list[Fate]:
     from tokcomp.runner.trace import Fate
 
-    table = request.images[call]
-    source = table.source[row].tolist()
-    origin = table.origin[row].tolist()
+    places = _placeholders(request, sample)
+    at = {place: index for index, place in enumerate(places)}
+    rows = {call: _Rows(request.images[call]) for call, _ in at}
     patches = []
-    for patch, slot in enumerate(source):
-        if slot < 0:
-            site = next(site for site, after in table.history if int(after[row, patch]) < 0)
+    for index, (call, unit) in enumerate(places):
+        home, site = (unit, None) if unit < 0 else rows[call].home(unit)
+        if home is None:
             patches.append(Fate("dropped", stage="vision", where=str(site)))
             continue
-        into = start + origin[slot]
+        into = index if unit < 0 else at[call, home]
         if into in leaving:
             patches.append(Fate("dropped", into=into, stage="prefill", where=leaving[into]))
         else:
-            patches.append(Fate("kept" if origin[slot] == patch else "merged", into=into))
+            patches.append(Fate("kept" if into == index else "merged", into=into))
     return patches
+
+
+def _placeholders(request: Request, sample: int) -> list[tuple[int, int]]:
+    """The tower call and the unit there (-1: a separator) of each placeholder of a sample."""
+    prompt = request.prompt
+    if prompt.unit is None or prompt.call is None or not request.placeholders[sample]:
+        return []
+    held = prompt.call[sample] >= 0
+    return list(zip(prompt.call[sample][held].tolist(), prompt.unit[sample][held].tolist(), strict=True))
+
+
+class _Rows:
+    """A tower call's units, numbered row after row."""
+
+    def __init__(self, table: Images) -> None:
+        self.source, self.origin = table.source.tolist(), table.origin.tolist()
+        self.history = [(site, after.tolist()) for site, after in table.history]
+        self.starts = list(accumulate(table.units, initial=0))
+
+    def home(self, unit: int) -> tuple[int | None, Site | None]:
+        """The unit at which the token stands that holds ``unit``; or None and where it was dropped."""
+        row = bisect_right(self.starts, unit) - 1
+        patch = unit - self.starts[row]
+        slot = self.source[row][patch]
+        if slot < 0:
+            return None, next(site for site, after in self.history if after[row][patch] < 0)
+        return self.starts[row] + self.origin[row][slot], None
 
 
 def summarise(record: Record) -> str:

@@ -65,6 +65,12 @@ class Hooks:
         module.forward = forward
         self._stack.callback(lambda: setattr(module, "forward", before) if had else delattr(module, "forward"))
 
+    def wrap(self, owner: Any, name: str, wrapper: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+        """Put ``wrapper(method)`` in the place of a method of this instance; the class is never touched."""
+        had, before = name in vars(owner), vars(owner).get(name)
+        setattr(owner, name, wrapper(getattr(owner, name)))
+        self._stack.callback(lambda: setattr(owner, name, before) if had else delattr(owner, name))
+
     def observe(self, attention: nn.Module, observer: AttentionObserver) -> None:
         """Show every call of this attention module to ``observer``; :meth:`switch` must cover its config."""
         if attention in _OBSERVERS:

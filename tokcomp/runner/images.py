@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
+from tokcomp.models.adapter import Layout
 from tokcomp.ops.merging import compose_source
 from tokcomp.types import Selection, Site
 
@@ -15,24 +19,27 @@ __all__ = ["Images", "pixel_digest"]
 
 @dataclass
 class Images:
-    """The token table of one tower call: i images, n patches each, k tokens left of the longest row.
+    """The token table of one tower call: i rows (images, tiles, frames), n units of the longest, k tokens left of it.
 
     Attributes:
-        grid: rows and columns of patches.
-        origin: the patch that each token stands at ``[i, k]``.
+        layout: the units of each row and the placeholders that they fill.
+        kind: ``image`` or ``video``.
+        origin: the unit of its row that each token stands at ``[i, k]``.
         valid: False for padding ``[i, k]`` (at the end of a row).
-        sizes: patches that each token stands for ``[i, k]`` float32.
+        sizes: units that each token stands for ``[i, k]`` float32.
         protected: key tokens ``[i, k]``.
-        source: the token that each original patch is in now ``[i, n]``, -1 where it was dropped.
+        source: the token that each original unit is in now ``[i, n]``, -1 where it was dropped or is padding.
         uniform: no row holds padding (known without asking the device).
         touched: a reducer changed the sequence.
+        reordered: tokens may stand in another order than that of their units.
         history: after each site that shortened the sequence: the site and ``source`` as it was then.
-        block_tokens: per tower block, the tokens of each image that enter it ``[i]`` (prefix included), or one number.
-        projected_tokens: tokens of each image that the projector computes ``[i]``, or one number.
-        digest: integer per image that depends on its pixels only ``[i]``, or None where nobody needs it.
+        block_tokens: per tower block, the tokens of each row that enter it ``[i]`` (prefix included), or one number.
+        projected_tokens: tokens of each row that the projector computes ``[i]``, or one number.
+        digest: integer per row that depends on its pixels only ``[i]``, or None where nobody needs it.
     """
 
-    grid: tuple[int, int]
+    layout: Layout
+    kind: str
     origin: Tensor
     valid: Tensor
     sizes: Tensor
@@ -40,36 +47,89 @@ class Images:
     source: Tensor
     uniform: bool = True
     touched: bool = False
+    reordered: bool = False
     history: list[tuple[Site, Tensor]] = field(default_factory=list)
     block_tokens: list[Tensor | int] = field(default_factory=list)
     projected_tokens: Tensor | int = 0
     digest: Tensor | None = None
 
     @classmethod
-    def fresh(cls, n_images: int, grid: tuple[int, int], device: torch.device) -> Images:
-        """Every patch a token of its own."""
-        n = grid[0] * grid[1]
-        index = torch.arange(n, device=device).expand(n_images, n)
+    def fresh(cls, layout: Layout, device: torch.device, kind: str = "image") -> Images:
+        """Every unit a token of its own."""
+        counts = [rows * columns for rows, columns in layout.grids]
+        n = max(counts)
+        index = torch.arange(n, device=device).expand(len(counts), n)
+        uniform = min(counts) == n
+        valid = torch.ones_like(index, dtype=torch.bool)
+        if not uniform:
+            valid = index < torch.tensor(counts, device=device)[:, None]
         return cls(
-            grid=grid,
+            layout=layout,
+            kind=kind,
             origin=index,
-            valid=torch.ones(n_images, n, dtype=torch.bool, device=device),
-            sizes=torch.ones(n_images, n, device=device),
-            protected=torch.zeros(n_images, n, dtype=torch.bool, device=device),
-            source=index,
+            valid=valid,
+            sizes=torch.ones(index.shape, device=device) if uniform else valid.float(),
+            protected=torch.zeros_like(valid),
+            source=index if uniform else index.where(valid, -1),
+            uniform=uniform,
         )
 
     @property
-    def n_images(self) -> int:
-        return self.source.shape[0]
+    def n_rows(self) -> int:
+        return len(self.layout.grids)
 
     @property
-    def n_patches(self) -> int:
+    def n_units(self) -> int:
+        """Units of the longest row."""
         return self.source.shape[1]
 
+    @property
+    def units(self) -> tuple[int, ...]:
+        """Units of each row, before anything was dropped."""
+        return tuple(rows * columns for rows, columns in self.layout.grids)
+
+    @property
+    def patches(self) -> tuple[int, ...]:
+        """Patches of each row in the tower."""
+        if self.layout.members is None:
+            return self.units
+        return tuple(members.numel() for members in self.layout.members)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of units; where rows of the tower differ, those of the first."""
+        return self.layout.grids[0]
+
+    @cached_property
+    def members(self) -> Tensor | None:
+        """The patches that make up each unit ``[i, n, g]``, or None where a unit is one patch."""
+        if self.layout.members is None:
+            return None
+        return pad_sequence(list(self.layout.members), batch_first=True).to(self.valid.device)
+
+    @cached_property
+    def flat(self) -> Tensor:
+        """Where each unit stands in ``[i, n]`` laid end to end ``[sum of units]``."""
+        starts = torch.arange(self.n_rows, device=self.valid.device) * self.n_units
+        return torch.cat([start + torch.arange(count, device=start.device)
+                          for start, count in zip(starts, self.units, strict=True)])  # fmt: skip
+
+    @property
+    def patch_valid(self) -> Tensor:
+        """Which of the tokens in the tower are real ``[i, k]``; as long as nothing was dropped, the patches of each row."""
+        if self.layout.members is None:
+            return self.valid
+        counts = torch.tensor(self.patches, device=self.valid.device)
+        return torch.arange(max(self.patches), device=self.valid.device) < counts[:, None]
+
     def counts(self) -> Tensor:
-        """Tokens of each image ``[i]``."""
+        """Tokens of each row ``[i]``."""
         return self.valid.sum(dim=1)
+
+    def in_rows(self, x: Tensor, counts: Sequence[int]) -> Tensor:
+        """``x`` with rows of ``counts`` one after another ``[..., sum, d]`` as ``[i, max, d]``, padded with zeros."""
+        parts = x.reshape(-1, x.shape[-1]).split(list(counts))
+        return pad_sequence(parts, batch_first=True)
 
     def apply(self, site: Site, selection: Selection, sizes: Tensor) -> None:
         """Follow a (cleaned) selection; ``sizes`` are the token sizes that merging gave ``[i, k]``."""
@@ -87,7 +147,28 @@ class Images:
         self.valid = present
         self.uniform = not selection.ragged or bool(present.all())
         self.touched = True
+        self.reordered = self.reordered or not selection.ascending
         self.history.append((site, self.source))
+
+    def alive(self) -> Tensor:
+        """Which units a token stands at ``[i, n]``."""
+        return self._at_home(self.valid)
+
+    def at_units(self, values: Tensor) -> Tensor:
+        """``values`` ``[i, k]`` of the tokens at the units at which they stand ``[i, n]``; zero elsewhere."""
+        return self._at_home(values.masked_fill(~self.valid, 0))
+
+    def _at_home(self, values: Tensor) -> Tensor:
+        home = self.origin.where(self.valid, self.n_units)
+        return values.new_zeros(self.n_rows, self.n_units + 1).scatter(1, home, values)[:, : self.n_units]
+
+    def standing(self) -> Tensor:
+        """For the j-th unit at which a token stands, counted along the row, the unit of the token that is j-th in the order
+        in which they shall stand ``[i, n]``; other units are their own."""
+        n = self.n_units
+        home = self.origin.where(self.valid, n).sort(dim=1).values
+        own = torch.arange(n + 1, device=home.device).expand(self.n_rows, -1)
+        return own.scatter(1, home, self.origin.where(self.valid, n))[:, :n]
 
 
 def _protected_after(protected: Tensor, selection: Selection, index: Tensor) -> Tensor:

@@ -15,10 +15,10 @@ from tokcomp.errors import UnsupportedError
 from tokcomp.models.adapter import Adapter
 from tokcomp.runner.arguments import by_name, cache_in, cache_name
 from tokcomp.runner.cache import CompressedLayer, adopt, bound_request
+from tokcomp.runner.encoded import Encoded
 from tokcomp.runner.eviction import Evictor
 from tokcomp.runner.filtering import Filtering
 from tokcomp.runner.hooks import Hooks
-from tokcomp.runner.images import Images
 from tokcomp.runner.passes import Pass, to_columns
 from tokcomp.runner.positions import in_planes, next_after
 from tokcomp.runner.prompts import PromptReader
@@ -27,15 +27,13 @@ from tokcomp.stages import CachePolicy, PrefillFilter, VisionReducer
 
 __all__ = ["LanguageStage"]
 
-_MARK = "_tokcomp_images"
-"""Attribute of an encoder output that names the session and the images it belongs to."""
-
 
 class LanguageStage:
     """Hooks of the decoder; state of a forward pass is per thread, state of a request lives in its cache."""
 
     def __init__(self, adapter: Adapter, reducer: VisionReducer | None, prefill: PrefillFilter | None,
-                 policy: CachePolicy | None, remember: Callable[[Request], None]) -> None:  # fmt: skip
+                 policy: CachePolicy | None, encoded: Encoded, remember: Callable[[Request], None]) -> None:  # fmt: skip
+        self.encoded = encoded
         self.adapter, self.decoder, self.remember = adapter, adapter.decoder, remember
         protects = reducer is not None and reducer.protects
         self.filtering = None if prefill is None else Filtering(prefill, adapter.decoder, protects=protects)
@@ -75,42 +73,29 @@ class LanguageStage:
 
     # -- the pass as a whole -----------------------------------------------------------------------------------------
 
-    def take(self, images: Images) -> None:
-        """Images that the tower has just encoded; the next prompt with placeholders owns them."""
-        self._pending.append(images)
-
-    @property
-    def _pending(self) -> list[Images]:
-        if not hasattr(self._local, "pending"):
-            self._local.pending = []
-        return self._local.pending
-
     @property
     def _pass(self) -> Pass | None:
         return getattr(self._local, "run", None)
 
     def _before_multimodal(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = by_name(module, args, kwargs)
-        self._local.mask = self.reader.placeholders(given.get("input_ids"), given.get("inputs_embeds"))
-        encoded = (given.get("mm_encoder_outputs") or {}).get("image")
-        if encoded is None:
-            return
+        outputs = {
+            kind: output for kind, output in (given.get("mm_encoder_outputs") or {}).items() if output is not None
+        }
+        masks: dict[str, Tensor] = {}
+        if outputs or any(name.startswith("pixel_values") and value is not None for name, value in given.items()):
+            masks = self.reader.placeholders(given.get("input_ids"), given.get("inputs_embeds"))
         # generate() encodes the images first and hands the features on, once or (without a cache) at every step.
-        owner, images = getattr(encoded, _MARK, (None, None))
-        if owner is None:
-            owner, images = self, list(self._pending)
-            setattr(encoded, _MARK, (owner, images))
-        if self.active and (owner is not self or not images):
-            raise UnsupportedError("these image features were encoded outside this `with` block: encode them inside it")
-        self._local.pending = list(images or [])
+        self._local.masks, self._local.counts = masks, self.encoded.expect(masks, outputs, active=self.active)
 
     def _before_decoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._local.run = None
-        mask, self._local.mask = getattr(self._local, "mask", None), None
+        masks, counts = getattr(self._local, "masks", {}), getattr(self._local, "counts", {})
+        self._local.masks, self._local.counts = {}, {}
         kwargs = by_name(module, args, kwargs)
         cache = cache_in(kwargs)
         request = bound_request(cache)
-        image = mask is not None and bool(self._pending) and bool(mask.any())
+        image = bool(self.encoded.pending) and any(map(any, counts.values()))
         if request is not None:
             if image:
                 raise UnsupportedError(
@@ -123,14 +108,12 @@ class LanguageStage:
             if self.adapter.tower is None or not self.active:
                 return None  # read before tokcomp was attached: goes on as it began
             raise UnsupportedError("this cache holds a prompt that was read without tokcomp: start with an empty cache")
-        return (), self._begin(mask if image else None, kwargs)
+        return (), self._begin(self.reader.read(masks, counts, self.encoded.release(), kwargs), kwargs)
 
-    def _begin(self, mask: Tensor | None, kwargs: dict[str, Any]) -> dict[str, Any]:
-        request = self.reader.read(mask, list(self._pending), kwargs)
-        self._pending.clear()
+    def _begin(self, request: Request, kwargs: dict[str, Any]) -> dict[str, Any]:
         self.remember(request)
         if not self.active:
-            sequence = self.reader.untouched(request, mask, kwargs)
+            sequence = self.reader.untouched(request, kwargs)
             request.layers = [sequence] * len(self.decoder.layers)
             return kwargs
         cache = cache_in(kwargs)
@@ -140,7 +123,7 @@ class LanguageStage:
         if cache is not None:
             acts = self.evictor is not None and self.evictor.decodes
             adopt(cache, request, len(self.decoder.layers), note_reads=acts)
-        sequence, kwargs, changed = self.reader.first_sequence(request, mask, {**kwargs, self._cache_name: cache})
+        sequence, kwargs, changed = self.reader.first_sequence(request, {**kwargs, self._cache_name: cache})
         self._local.run = Pass(self.decoder, request, True, sequence.positions, sequence=sequence, changed=changed)
         return kwargs
 
@@ -187,7 +170,7 @@ class LanguageStage:
         cache = cache_in(kwargs)
         if self.evictor is not None and cache is not None:
             self.evictor.after_pass(run, cache.layers)
-        if sequence.length == columns.shape[1]:
+        if sequence.length == columns.shape[1] and run.request.prompt.stands is None:
             return None
         aligned = to_columns(output[0], sequence, columns.shape[1])
         if isinstance(output, tuple):

@@ -14,10 +14,9 @@ from tokcomp.runner.arguments import cache_in
 from tokcomp.runner.cache import CompressedLayer, filled
 from tokcomp.runner.hooks import base_implementation
 from tokcomp.runner.masks import layer_mask
-from tokcomp.runner.positions import take_columns
 from tokcomp.runner.request import Prompt, Request, Sequence
 
-__all__ = ["Pass", "at_origin", "padding_of", "to_columns", "whole"]
+__all__ = ["Pass", "padding_of", "to_columns", "whole"]
 
 
 @dataclass
@@ -124,18 +123,6 @@ def whole(prompt: Prompt, positions: Tensor, valid: Tensor | None, n_vision: int
     b, length = prompt.valid.shape
     index = torch.arange(length, device=positions.device).expand(b, length)
     return Sequence(index=index, valid=valid, positions=positions, offset=None, n_vision=n_vision, uniform=uniform)
-
-
-def at_origin(positions: Tensor, prompt: Prompt, mask: Tensor) -> Tensor:
-    """Position ids in which every vision token has that of the placeholder it stands at, wherever it was put.
-
-    Args:
-        positions: ``[b|1, l]`` or ``[p, b|1, l]``. ``mask``: image placeholders ``[b, l]``.
-    """
-    # Placeholders in order, so that entry o of a row is the column of the sample's o-th placeholder.
-    columns = (~mask).to(torch.uint8).argsort(dim=1, stable=True)
-    home = take_columns(positions, columns.gather(1, prompt.origin.clamp(min=0)))
-    return home.where(prompt.vision, positions)
 
 
 def padding_of(mask: Tensor | None, like: Tensor) -> tuple[Tensor, bool]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -17,119 +18,186 @@ _ODD = -7046029254386353131
 
 
 @dataclass(frozen=True)
+class Item:
+    """One image or video of a prompt: the ``owner``-th of tower call ``call``, which fills ``length`` placeholders from
+    the call's ``start``-th on."""
+
+    call: int
+    owner: int
+    start: int
+    length: int
+
+
+@dataclass(frozen=True)
 class Placement:
     """Which image stands where.
 
     Attributes:
         images: the tower calls that belong to this prompt.
-        rows: for every image in prompt order, its tower call and its row there.
-        per_sample: images of each sample.
+        counts: placeholders of each sample, of all kinds.
+        items: per kind and sample the images in the order of their placeholders.
     """
 
     images: list[Images]
-    rows: list[tuple[int, int]]
-    per_sample: list[int]
+    counts: list[int]
+    items: Mapping[str, list[list[Item]]] = field(default_factory=dict)
+
+    def of_sample(self, sample: int) -> list[Item]:
+        """The images of a sample, kind by kind."""
+        return [item for items in self.items.values() for item in items[sample]]
+
+    def rows(self, item: Item) -> list[tuple[int, int]]:
+        """The tower call and the rows there that an image or video is made of."""
+        owners = self.images[item.call].layout.owners
+        return [(item.call, row) for row, owner in enumerate(owners) if owner == item.owner]
 
 
-def place_images(pending: list[Images], counts: list[int]) -> Placement:
+def place_images(images: list[Images], counts: Mapping[str, Sequence[int]]) -> Placement:
     """Hand the encoded images out to the samples, in order.
 
     Beams and ``num_return_sequences`` repeat every sample, images included, so one encoding may serve several rows.
 
     Args:
-        pending: tower calls since the last prompt, oldest first.
-        counts: image placeholders of each sample.
+        images: tower calls, oldest first.
+        counts: per kind the placeholders of each sample.
 
     Raises:
         FeatureError: placeholders and features disagree.
     """
-    images = _belonging(pending, sum(counts))
-    sizes = [(call, row, table.n_patches) for call, table in enumerate(images) for row in range(table.n_images)]
-    repeats = sum(counts) // sum(size for *_, size in sizes)
-    rows: list[tuple[int, int]] = []
-    per_sample: list[int] = []
-    at = 0
+    items = {kind: _hand_out(kind, _items(images, kind), numbers) for kind, numbers in counts.items()}
+    return Placement(images, [sum(sample) for sample in zip(*counts.values(), strict=True)], items)
+
+
+def _items(images: list[Images], kind: str) -> list[Item]:
+    items = []
+    for call, table in enumerate(images):
+        start = 0
+        for owner, length in enumerate(table.layout.lengths if table.kind == kind else ()):
+            items.append(Item(call, owner, start, length))
+            start += length
+    return items
+
+
+def _hand_out(kind: str, items: list[Item], counts: Sequence[int]) -> list[list[Item]]:
+    total, tokens = sum(counts), sum(item.length for item in items)
+    if tokens == 0 or total % tokens:
+        if total == tokens:
+            return [[] for _ in counts]
+        raise FeatureError(
+            f"the prompt has {total} {kind} placeholders, but the {kind}s give {tokens} tokens: build input_ids and "
+            "pixel_values with the model's own processor (chunked prefill is not supported)"
+        )
+    repeats, at = total // tokens, 0
+    samples: list[list[Item]] = []
     for sample in range(0, len(counts), repeats):
         end, filled = at, 0
-        while filled < counts[sample] and end < len(sizes):
-            filled += sizes[end][2]
+        while filled < counts[sample] and end < len(items):
+            filled += items[end].length
             end += 1
         if filled != counts[sample]:
             raise FeatureError(
-                f"sample {sample} has {counts[sample]} image placeholders, but its images give {filled} tokens: build "
+                f"sample {sample} has {counts[sample]} {kind} placeholders, but its {kind}s give {filled} tokens: build "
                 "input_ids and pixel_values with the model's own processor"
             )
-        group = [(call, row) for call, row, _ in sizes[at:end]]
-        rows += group * repeats
-        per_sample += [len(group)] * repeats
+        samples += [items[at:end]] * repeats
         at = end
-    return Placement(images, rows, per_sample)
+    return samples
 
 
-def _belonging(pending: list[Images], total: int) -> list[Images]:
-    """The latest tower calls whose tokens fill ``total`` placeholders (calls of an aborted prompt may stand before them)."""
-    tokens = 0
-    for start in range(len(pending) - 1, -1, -1):
-        tokens += pending[start].n_images * pending[start].n_patches
-        if total % tokens == 0 and (start == 0 or tokens == total):
-            return pending[start:]
-    raise FeatureError(
-        f"the prompt has {total} image placeholders, but the images give {tokens} tokens: build input_ids and pixel_values "
-        "with the model's own processor (chunked prefill is not supported)"
-    )
+def build_prompt(masks: Mapping[str, Tensor], valid: Tensor, placement: Placement, *, digest: Tensor | None) -> Prompt:
+    """The columns of the prompt.
 
-
-def build_prompt(mask: Tensor, valid: Tensor, placement: Placement, *, digest: Tensor | None) -> Prompt:
-    """The columns of the prompt, from the placeholder mask ``[b, l]`` and the padding mask ``[b, l]``."""
-    origin, image, sizes, protected = _flat_slots(placement)
-    column = torch.zeros_like(mask, dtype=torch.long)
-    origins = (column - 1).masked_scatter(mask, origin)
-    text = valid & ~mask
-    after = text & (mask.long().flip(1).cumsum(1).flip(1) == 0)
+    Args:
+        masks: per kind the placeholders ``[b, l]``. ``valid``: the padding mask ``[b, l]``.
+    """
+    mask = torch.stack(list(masks.values())).any(dim=0)
+    zeros = torch.zeros_like(mask, dtype=torch.long)
+    alive, sizes, protected = torch.zeros_like(mask), torch.ones_like(mask, dtype=torch.float32), torch.zeros_like(mask)
+    starts, unit, call = torch.zeros_like(mask), zeros - 1, zeros - 1
+    stands = None
+    for kind, columns in masks.items():
+        filled = _filled(placement, kind, columns)
+        if filled is None:
+            continue
+        alive, sizes = alive.masked_scatter(columns, filled.alive), sizes.masked_scatter(columns, filled.sizes)
+        protected, starts = (
+            protected.masked_scatter(columns, filled.protected),
+            starts.masked_scatter(columns, filled.starts),
+        )
+        unit, call = unit.masked_scatter(columns, filled.unit), call.masked_scatter(columns, filled.call)
+        if filled.stands is not None:
+            own = torch.arange(mask.shape[1], device=mask.device).expand_as(zeros) if stands is None else stands
+            stands = own.masked_scatter(columns, columns.nonzero()[:, 1][filled.stands])
+    rank = mask.long().cumsum(dim=1) - 1
+    after = valid & ~mask & (mask.long().flip(1).cumsum(1).flip(1) == 0)
     rows = int(after.sum(dim=1).max())
     return Prompt(
-        origin=origins,
-        image=(column - 1).masked_scatter(mask, image),
-        sizes=torch.ones_like(mask, dtype=torch.float32).masked_scatter(mask, sizes),
-        protected=torch.zeros_like(mask).masked_scatter(mask, protected),
-        valid=valid & ~(mask & (origins < 0)),
+        origin=rank.where(alive, -1),
+        image=(starts.long().cumsum(dim=1) - 1).where(mask, -1),
+        sizes=sizes,
+        protected=protected,
+        valid=valid & (alive | ~mask),
         lengths=valid.sum(dim=1),
+        unit=unit,
+        call=call,
+        stands=stands,
         text_rows=rows,
         text_valid=_right_aligned(after, rows),
         digest=digest,
     )
 
 
-def _flat_slots(placement: Placement) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Origin, image, size and protection of every placeholder, in the order in which the model fills them."""
-    images, rows = placement.images, placement.rows
-    tables = [_slots(table) for table in images]
-    starts: list[int] = []
-    numbers: list[int] = []
-    for count in placement.per_sample:
-        start = 0
-        for number in range(count):
-            starts.append(start)
-            numbers.append(number)
-            start += images[rows[len(starts) - 1][0]].n_patches
-    parts = []
-    for (call, row), start, number in zip(rows, starts, numbers, strict=True):
-        origin, sizes, protected = (column[row] for column in tables[call])
-        parts.append((origin.where(origin < 0, origin + start), torch.full_like(origin, number), sizes, protected))
-    origin, image, sizes, protected = (torch.cat(column) for column in zip(*parts, strict=True))
-    return origin, image.where(origin >= 0, -1), sizes, protected
+@dataclass(frozen=True)
+class _Filled:
+    """All placeholders of one kind ``[p]``, in the order in which the model fills them."""
+
+    alive: Tensor
+    sizes: Tensor
+    protected: Tensor
+    starts: Tensor
+    unit: Tensor
+    call: Tensor
+    stands: Tensor | None
 
 
-def _slots(table: Images) -> tuple[Tensor, Tensor, Tensor]:
-    """A tower call's survivors in their slots ``[i, n]``: origin (-1 where empty), size, protection."""
-    empty = table.n_patches - table.origin.shape[1]
-    pad = torch.nn.functional.pad
-    origin = table.origin.masked_fill(~table.valid, -1)
-    return (
-        pad(origin, (0, empty), value=-1),
-        pad(table.sizes, (0, empty)),
-        pad(table.protected & table.valid, (0, empty)),
-    )
+def _filled(placement: Placement, kind: str, like: Tensor) -> _Filled | None:
+    items = [item for sample in placement.items[kind] for item in sample]
+    if not items:
+        return None
+    tables = {call: _placeholders_of(placement.images[call]) for call in {item.call for item in items}}
+    parts: list[list[Tensor]] = []
+    moved, filled = False, 0
+    for item in items:
+        span = slice(item.start, item.start + item.length)
+        alive, sizes, protected, unit, stands = (values[span] for values in tables[item.call])
+        starts = torch.zeros_like(alive)
+        starts[:1] = True
+        parts.append(
+            [alive, sizes, protected, starts, unit, torch.full_like(unit, item.call), stands - item.start + filled]
+        )
+        moved, filled = moved or placement.images[item.call].reordered, filled + item.length
+    columns = [torch.cat(column).to(like.device) for column in zip(*parts, strict=True)]
+    alive, sizes, protected, starts, unit, call, stands = columns
+    return _Filled(alive, sizes, protected, starts, unit, call, stands if moved else None)
+
+
+def _placeholders_of(table: Images) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The placeholders of a tower call ``[p]``: whether a token stands there, its size and protection, the unit (-1 for a
+    separator) and the placeholder whose token shall stand there."""
+    flat = table.flat
+    alive, sizes = table.alive().flatten()[flat], table.at_units(table.sizes).flatten()[flat]
+    protected = table.at_units(table.protected).flatten()[flat]
+    placed = table.layout.placed
+    if placed is None:
+        own = torch.arange(flat.shape[0], device=flat.device)
+        # Unit j of a row is j placeholders behind its first one.
+        stands = own - flat % table.n_units + table.standing().flatten()[flat] if table.reordered else own
+        return alive, sizes, protected, own, stands
+    unit = placed.to(flat.device)
+    index, separator = unit.clamp(min=0), unit < 0
+    # Where the model packs rows into an image, tokens stand in the order of the image.
+    own = torch.arange(unit.shape[0], device=flat.device)
+    return alive[index] | separator, sizes[index].masked_fill(separator, 1.0), protected[index] & ~separator, unit, own
 
 
 def _right_aligned(mask: Tensor, rows: int) -> Tensor:
@@ -146,15 +214,14 @@ def text_digest(embeds: Tensor, text: Tensor, placement: Placement | None) -> Te
     bits = embeds.detach().float().contiguous().view(torch.int32).long().sum(dim=-1)
     place = text.long().cumsum(dim=1) * 2 + 1
     digest = (bits * place * _ODD).masked_fill(~text, 0).sum(dim=1)
-    if placement is None or placement.images[0].digest is None:
+    if placement is None or any(images.digest is None for images in placement.images):
         return digest
-    at = 0
     extra = []
-    for count in placement.per_sample:
-        pixels = [placement.images[call].digest[row] for call, row in placement.rows[at : at + count]]  # type: ignore[index]
+    for sample in range(digest.shape[0]):
+        rows = [row for item in placement.of_sample(sample) for row in placement.rows(item)]
+        pixels = [placement.images[call].digest[row] for call, row in rows]  # type: ignore[index]
         extra.append(sum(((2 * i + 3) * value for i, value in enumerate(pixels)), start=digest.new_zeros(())))
-        at += count
-    return digest + torch.stack(extra)
+    return digest + torch.stack(extra).to(digest.device)
 
 
 def refuse_without_text(prompt: Prompt, who: str) -> None:

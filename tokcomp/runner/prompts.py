@@ -11,7 +11,7 @@ from tokcomp.errors import FeatureError
 from tokcomp.models.adapter import Adapter
 from tokcomp.runner.apply import compress_index, gather_tokens
 from tokcomp.runner.images import Images
-from tokcomp.runner.passes import at_origin, padding_of, whole
+from tokcomp.runner.passes import padding_of, whole
 from tokcomp.runner.placeholders import Placement, build_prompt, place_images, refuse_without_text, text_digest
 from tokcomp.runner.positions import in_planes, next_after
 from tokcomp.runner.request import Prompt, Request, Sequence
@@ -30,24 +30,29 @@ class PromptReader:
         needs = (prefill.signals() if prefill else frozenset()) | (policy.signals() if policy else frozenset())
         self.digests = Signal.DIGEST in needs
 
-    def placeholders(self, input_ids: Tensor | None, embeds: Tensor | None) -> Tensor | None:
-        """Image placeholders ``[b, l]`` of what the multimodal model was called with."""
+    def placeholders(self, input_ids: Tensor | None, embeds: Tensor | None) -> dict[str, Tensor]:
+        """Per kind of vision input the placeholders ``[b, l]`` of what the multimodal model was called with."""
+        kinds = {modality.kind: modality.token_id for modality in self.adapter.modalities}
         if input_ids is not None:
-            token_id: Any = self.adapter.image_token_id
-            return input_ids.eq(token_id)
+            return {kind: input_ids.eq(token_id) for kind, token_id in kinds.items()}
         if embeds is None or self.adapter.embed is None:
-            return None
-        token = torch.tensor(self.adapter.image_token_id, device=embeds.device)
-        return (embeds == self.adapter.embed(token)).all(dim=-1)
+            return {}
+        rows = {
+            kind: self.adapter.embed(torch.tensor(token_id, device=embeds.device)) for kind, token_id in kinds.items()
+        }
+        return {kind: (embeds == row).all(dim=-1) for kind, row in rows.items()}
 
-    def read(self, mask: Tensor | None, pending: list[Images], kwargs: dict[str, Any]) -> Request:
-        """The request of a prompt whose image placeholders are ``mask`` ``[b, l]`` (None: a plain language model)."""
+    def read(self, masks: dict[str, Tensor], counts: dict[str, list[int]], images: list[Images],
+             kwargs: dict[str, Any]) -> Request:  # fmt: skip
+        """The request of a prompt whose placeholders are ``masks`` ``[b, l]`` (none: a plain language model), ``counts`` of
+        each kind and sample."""
         embeds = _tokens(kwargs)
         valid, _ = padding_of(kwargs.get("attention_mask"), embeds)
-        if mask is None:
-            request = Request(self._plain(embeds, valid), [], [], [0] * valid.shape[0])
+        if not masks:
+            b = valid.shape[0]
+            request = Request(self._plain(embeds, valid), [], [[]] * b, [0] * b, [0] * b)
         else:
-            request = self._with_images(mask, valid, embeds, place_images(pending, mask.sum(dim=1).tolist()))
+            request = self._with_images(masks, valid, embeds, place_images(images, counts))
         request.next_position = next_after(self._positions(kwargs, embeds))
         return request
 
@@ -59,12 +64,16 @@ class PromptReader:
             digest=text_digest(tokens, valid, None) if self.digests else None,
         )  # fmt: skip
 
-    def _with_images(self, mask: Tensor, valid: Tensor, embeds: Tensor, placement: Placement) -> Request:
-        digest = text_digest(embeds, valid & ~mask, placement) if self.digests else None
-        prompt = build_prompt(mask, valid, placement, digest=digest)
+    def _with_images(self, masks: dict[str, Tensor], valid: Tensor, embeds: Tensor, placement: Placement) -> Request:
+        digest = None
+        if self.digests:
+            digest = text_digest(embeds, valid & ~torch.stack(list(masks.values())).any(dim=0), placement)
+        prompt = build_prompt(masks, valid, placement, digest=digest)
         if self.filter is not None and self.filter.queries == "text":
             refuse_without_text(prompt, f"prefill strategy '{self.filter.name}'")
-        return Request(prompt, placement.images, placement.rows, placement.per_sample)
+        samples = [placement.of_sample(sample) for sample in range(len(placement.counts))]
+        rows = [[row for item in items for row in placement.rows(item)] for items in samples]
+        return Request(prompt, placement.images, rows, [len(items) for items in samples], placement.counts)
 
     def _positions(self, kwargs: dict[str, Any], tokens: Tensor) -> Tensor:
         given = kwargs.get("position_ids")
@@ -72,18 +81,14 @@ class PromptReader:
             given = torch.arange(tokens.shape[1], device=tokens.device)[None]
         return in_planes(given, self.adapter.decoder.planes)
 
-    def untouched(self, request: Request, mask: Tensor | None, kwargs: dict[str, Any]) -> Sequence:
+    def untouched(self, request: Request, kwargs: dict[str, Any]) -> Sequence:
         """The sequence of all the prompt's columns."""
         embeds = _tokens(kwargs)
         valid, padded = padding_of(kwargs.get("attention_mask"), embeds)
-        n_vision, fewest = _most_and_fewest(mask)
-        return whole(
-            request.prompt, self._positions(kwargs, embeds), valid if padded else None, n_vision, n_vision == fewest
-        )
+        most, fewest = max(request.placeholders), min(request.placeholders)
+        return whole(request.prompt, self._positions(kwargs, embeds), valid if padded else None, most, most == fewest)
 
-    def first_sequence(
-        self, request: Request, mask: Tensor | None, kwargs: dict[str, Any]
-    ) -> tuple[Sequence, dict[str, Any], bool]:
+    def first_sequence(self, request: Request, kwargs: dict[str, Any]) -> tuple[Sequence, dict[str, Any], bool]:
         """Drop the placeholders that the vision stage left empty, and align the rows to the right.
 
         Returns:
@@ -93,19 +98,22 @@ class PromptReader:
         Raises:
             FeatureError: the embeddings hold NaN where the runner put none.
         """
-        sequence = self.untouched(request, mask, kwargs)
+        sequence = self.untouched(request, kwargs)
         touched = any(images.touched for images in request.images)
         if not touched and (sequence.valid is None or bool(sequence.valid[:, -1].all())):
             return sequence, kwargs, sequence.valid is not None
         prompt = request.prompt
         if touched:
-            sequence = self._refilled(request, sequence, mask, kwargs)
+            _refuse_strange_nan(prompt, kwargs["inputs_embeds"])
         counts = torch.stack([prompt.valid.sum(dim=1), prompt.vision.sum(dim=1)])
         (width, n_vision), (least, fewest) = counts.amax(dim=1).tolist(), counts.amin(dim=1).tolist()
         taken = compress_index(prompt.valid, width)
         valid = None if width == least else prompt.valid.gather(1, taken)
         anew = touched and self.reducer is not None and self.reducer.positions == "renumber"
         sequence = sequence.take(taken, valid, n_vision=n_vision, uniform=n_vision == fewest, number_anew=anew)
+        if prompt.stands is not None:
+            sequence = sequence.reordered(prompt.stands, numbered_anew=anew)
+            taken = sequence.index
         for name in ("inputs_embeds", "input_ids"):
             if kwargs.get(name) is not None:
                 kwargs[name] = gather_tokens(kwargs[name], taken)
@@ -117,26 +125,12 @@ class PromptReader:
         kwargs["attention_mask"] = torch.zeros(1, 1, 1, 1, device=taken.device)
         return sequence, kwargs, True
 
-    def _refilled(self, request: Request, sequence: Sequence, mask: Tensor | None, kwargs: dict[str, Any]) -> Sequence:
-        assert self.reducer is not None
-        assert mask is not None
-        prompt, embeds = request.prompt, kwargs["inputs_embeds"]
-        if not torch.equal(embeds[..., 0].isnan(), mask & (prompt.origin < 0)):
-            raise FeatureError(
-                "the prompt's embeddings hold NaN where no token was dropped: check the weights and inputs"
-            )
-        if self.reducer.positions == "renumber":
-            return sequence
-        positions = at_origin(sequence.positions, prompt, mask)
-        return Sequence(sequence.index, sequence.valid, positions, None, sequence.n_vision, sequence.uniform)
-
 
 def _tokens(kwargs: dict[str, Any]) -> Tensor:
     return kwargs["inputs_embeds"] if kwargs.get("inputs_embeds") is not None else kwargs["input_ids"]
 
 
-def _most_and_fewest(mask: Tensor | None) -> tuple[int, int]:
-    if mask is None:
-        return 0, 0
-    counts = mask.sum(dim=1)
-    return int(counts.max()), int(counts.min())
+def _refuse_strange_nan(prompt: Prompt, embeds: Tensor) -> None:
+    empty = (prompt.origin < 0) & (prompt.unit >= 0) if prompt.unit is not None else torch.zeros_like(prompt.valid)
+    if not torch.equal(embeds[..., 0].isnan(), empty):
+        raise FeatureError("the prompt's embeddings hold NaN where no token was dropped: check the weights and inputs")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -19,8 +19,8 @@ class Prompt:
     """The prompt as the model was given it, one column per token, before anything was dropped.
 
     Attributes:
-        origin: ``[b, l]`` index of the image placeholder whose patch the token stands at, -1 for text, padding and
-            placeholders that the vision stage left empty.
+        origin: ``[b, l]`` index of the placeholder among those of its sample, -1 for text, padding and placeholders that the
+            vision stage left empty. Separators (newline tokens) have one, too.
         image: ``[b, l]`` which image of the sample it belongs to, -1 for text.
         sizes: ``[b, l]`` patches that the token stands for.
         protected: ``[b, l]`` key tokens.
@@ -28,6 +28,9 @@ class Prompt:
         lengths: ``[b]`` tokens of each sample, padding left out, before anything was dropped.
         text_rows: real tokens after the last image, of the longest row.
         text_valid: ``[b, text_rows]`` which of the last rows are such tokens; None without images.
+        unit: ``[b, l]`` for placeholders the unit of the tower call ``call`` ``[b, l]`` that they were made for, -1 for
+            separators and text.
+        stands: ``[b, l]`` for a column whose token stays, the column whose token shall stand there; None: its own.
         digest: ``[b]`` or None.
     """
 
@@ -37,6 +40,9 @@ class Prompt:
     protected: Tensor
     valid: Tensor
     lengths: Tensor
+    unit: Tensor | None = None
+    call: Tensor | None = None
+    stands: Tensor | None = None
     text_rows: int = 0
     text_valid: Tensor | None = None
     digest: Tensor | None = None
@@ -102,6 +108,18 @@ class Sequence:
         return Sequence(index=self.index.gather(1, taken), valid=valid, positions=positions, offset=offset,
                         n_vision=n_vision, uniform=uniform)  # fmt: skip
 
+    def reordered(self, stands: Tensor, *, numbered_anew: bool) -> Sequence:
+        """The same tokens in another order: in the place of column c stands the token of column ``stands[c]`` ``[b, l0]``.
+
+        Position ids move with the tokens, but the plain numbers 0, 1, 2... of a sequence that was numbered anew.
+        """
+        places = torch.arange(self.length, device=self.index.device).expand_as(self.index)
+        place_of = torch.zeros_like(stands).scatter(1, self.index, places)
+        order = place_of.gather(1, stands.gather(1, self.index))
+        stay = numbered_anew and self.positions.dim() == 2
+        positions = self.positions if stay else take_columns(self.positions, order)
+        return replace(self, index=self.index.gather(1, order), positions=positions)
+
     def _closed_up(self, taken: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
         none = torch.zeros_like(self.index, dtype=torch.bool)
         kept = none.scatter(1, taken, True if valid is None else valid)
@@ -134,8 +152,9 @@ class Request:
     Attributes:
         prompt: the prompt's columns.
         images: what the vision stage knows, one item per tower call.
-        image_rows: for every image of the batch in prompt order: which item of ``images`` and which row of it.
-        images_of: how many images each sample has.
+        rows_of: for every sample, for each row of the tower (image, tile, frame): which item of ``images`` and which row.
+        images_of: how many images and videos each sample has.
+        placeholders: how many placeholders each sample has.
         layers: the sequence that entered each layer.
         entries: the cache of each layer, as it is now.
         reads: per layer and later pass, the entries that its attention read: physical length, and padded entries of each
@@ -145,8 +164,9 @@ class Request:
 
     prompt: Prompt
     images: list[Images]
-    image_rows: list[tuple[int, int]]
+    rows_of: list[list[tuple[int, int]]]
     images_of: list[int]
+    placeholders: list[int]
     layers: list[Sequence] = field(default_factory=list)
     entries: list[Entries] = field(default_factory=list)
     reads: list[list[tuple[int, Tensor | None]]] | None = None

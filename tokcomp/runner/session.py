@@ -9,6 +9,7 @@ from torch import nn
 
 from tokcomp.errors import CompatibilityError, UnsupportedError
 from tokcomp.models.adapter import find_adapter
+from tokcomp.runner.encoded import Encoded
 from tokcomp.runner.hooks import Hooks
 from tokcomp.runner.language import LanguageStage
 from tokcomp.runner.tower import VisionStage
@@ -40,13 +41,16 @@ class Session:
             raise CompatibilityError(
                 f"{names} act on image tokens, and {type(self.model).__name__} takes no images: use a cache policy only"
             )
-        language = LanguageStage(adapter, vision, prefill, cache, self.trace.remember)
+        encoded = Encoded(adapter)
+        language = LanguageStage(adapter, vision, prefill, cache, encoded, self.trace.remember)
         tower = None
         if adapter.tower is not None:
-            tower = VisionStage(adapter.tower, vision, digests=language.reader.digests, encoded=language.take)
+            digests = language.reader.digests
+            tower = VisionStage(adapter.tower, vision, encoded, digests=digests, family=adapter.family)
         hooks = Hooks()
         try:
             if tower is not None:
+                encoded.install(hooks)
                 tower.install(hooks)
             language.install(hooks)
         except BaseException:

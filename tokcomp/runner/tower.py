@@ -1,12 +1,13 @@
 """The vision stage: lets a reducer act inside the tower and around the projector.
 
-The tower runs on the shortened sequence. After the projector the survivors are put back into the first placeholder slots
-of their image and the empty slots are marked with NaN, so that the model's own splicing code (placeholder check, scatter)
+The tower runs on the shortened sequence. After the projector the survivors are put back into the slots of the units that
+they stand at and all others are marked with NaN, so that the model's own code (packing of tiles, placeholder check, scatter)
 runs untouched; the language stage drops the marked positions before the first layer.
 """
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from tokcomp.errors import CompatibilityError, FeatureError
-from tokcomp.models.adapter import Tower, TowerBlock
+from tokcomp.models.adapter import Call, Tower, TowerBlock
+from tokcomp.runner.arguments import by_name
+from tokcomp.runner.encoded import Encoded
 from tokcomp.runner.encoding import Encoding
 from tokcomp.runner.hooks import Hooks
 from tokcomp.runner.images import Images, pixel_digest
@@ -33,9 +36,15 @@ class VisionStage:
     """Runs one reducer (or none) in one tower; ``encoded`` is called with the images of every tower call."""
 
     def __init__(
-        self, tower: Tower, reducer: VisionReducer | None, *, digests: bool, encoded: Callable[[Images], None]
+        self,
+        tower: Tower,
+        reducer: VisionReducer | None,
+        encoded: Encoded,
+        *,
+        digests: bool,
+        family: str = "this model",
     ) -> None:
-        self.tower, self.reducer, self.encoded = tower, reducer, encoded
+        self.tower, self.reducer, self.encoded, self.family = tower, reducer, encoded, family
         self.digests = digests or (reducer is not None and Signal.DIGEST in reducer.signals())
         self.sites: tuple[Site, ...] = ()
         self.observed: frozenset[int] = frozenset()
@@ -53,7 +62,8 @@ class VisionStage:
         return site.layer is not None and last is not None and site.layer > last
 
     def _refuse_unmet(self, reducer: VisionReducer) -> None:
-        depth, who = len(self.tower.blocks), f"vision strategy '{reducer.name}'"
+        tower = self.tower
+        depth, who = len(tower.blocks), f"vision strategy '{reducer.name}'"
         if reducer.signals() & _ATTENTION and not self.tower.has_cls and reducer.without_cls == "refuse":
             raise CompatibilityError(
                 f"{who} needs the attention of a CLS token, and this vision tower has none; use a strategy without that "
@@ -64,6 +74,11 @@ class VisionStage:
                 raise CompatibilityError(
                     f"{who} acts at {site}, but the vision tower has {depth} blocks: 0..{depth - 1}"
                 )
+        if tower.sealed and any(site.layer is not None for site in self.sites):
+            raise CompatibilityError(
+                f"{who} removes tokens inside the vision tower, which {self.family} does not allow: {tower.sealed}; use a "
+                "strategy that acts on the features (`uniform`, `random`, `fastervlm`...) or one of another stage"
+            )
         signals = reducer.signals() & _INSIDE
         if self.tower.feature_block is None and (signals or any(site.layer is not None for site in self.sites)):
             raise CompatibilityError(
@@ -77,10 +92,10 @@ class VisionStage:
         tower = self.tower
         hooks.before(tower.module, self._begin)
         hooks.after(tower.module, self._count_blocks)
-        hooks.after(tower.projector, self._after_projector)
+        hooks.after(tower.exit, self._after_projector)
         if self.reducer is None:
             return
-        hooks.before(tower.projector, self._before_projector)
+        hooks.before(tower.entry, self._before_projector)
         if self.observed:
             hooks.switch(tower.config)
         for number in sorted(self.observed):
@@ -130,15 +145,19 @@ class VisionStage:
         return encoding
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        pixels = args[0] if args else kwargs["pixel_values"]
-        images = Images.fresh(pixels.shape[0], self.tower.grid(pixels), pixels.device)
+        by = by_name(module, args, kwargs)
+        pixels = by.pop(next(iter(inspect.signature(module.forward).parameters)))
+        kind, given = self.encoded.call
+        layout = self.tower.layout(Call(kind, pixels, by, given))
+        self.encoded.check(kind, layout)
+        images = Images.fresh(layout, pixels.device, kind)
         if self.digests:
             images.digest = pixel_digest(pixels)
         self._local.encoding = Encoding(self.tower, self.reducer, images, lasting=self.lasting)
 
     def _count_blocks(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         images, n_prefix = self._encoding.images, self.tower.n_prefix
-        current: Tensor | int = images.n_patches + n_prefix
+        current: Tensor | int = torch.tensor(images.patches) + n_prefix
         changes = {site.layer: source for site, source in images.history if site.layer is not None}
         for number in range(len(self.tower.blocks)):
             images.block_tokens.append(current)
@@ -181,34 +200,29 @@ class VisionStage:
     # -- around the projector ----------------------------------------------------------------------------------------
 
     def _before_projector(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        encoding, features = self._encoding, args[0]
+        encoding = self._encoding
+        features = encoding.unfolded(args[0])
         for site, selection in encoding.late:
             features = encoding.follow(site, selection, features)
         if Site.features() in self.sites:
             features = encoding.act(Site.features(), features)
-        return (features, *args[1:]), kwargs
+        return (encoding.folded(features, args[0]), *args[1:]), kwargs
 
     def _after_projector(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
     ) -> Tensor:
         encoding = self._encoding
-        images = encoding.images
-        images.projected_tokens = images.counts() if images.touched else images.n_patches
+        images, projected = encoding.images, encoding.unfolded(output)
+        images.projected_tokens = images.counts() if images.touched else torch.tensor(images.units)
         if Site.projected() in self.sites:
-            output = encoding.act(Site.projected(), output)
-        real = output if images.uniform else output.masked_fill(~images.valid[..., None], 0.0)
+            projected = encoding.act(Site.projected(), projected)
+        real = projected if images.uniform else projected.masked_fill(~images.valid[..., None], 0.0)
         if not bool(torch.isfinite(real).all()):
             raise FeatureError(
                 "the image features hold NaN or Inf: check the pixel values and the weights (dtype overflow?)"
             )
-        self.encoded(images)
-        if not images.touched:
-            return output
-        slots = output.new_full((*output.shape[:-2], images.n_patches, output.shape[-1]), torch.nan)
-        slots[:, : output.shape[1]] = (
-            real if images.uniform else output.masked_fill(~images.valid[..., None], torch.nan)
-        )
-        return slots
+        self.encoded.take(images)
+        return encoding.filled(real, output) if images.touched else output
 
 
 def _skip(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:

@@ -105,12 +105,7 @@ class Record:
     @cached_property
     def image_tokens(self) -> PerSample:
         """Image placeholders of each sample's prompt, before anything was dropped."""
-        request, at, counts = self._request, 0, []
-        for images in request.images_of:
-            rows = request.image_rows[at : at + images]
-            counts.append(sum(request.images[call].n_patches for call, _ in rows))
-            at += images
-        return PerSample(counts)
+        return PerSample(self._request.placeholders)
 
     @cached_property
     def after_vision(self) -> PerSample:
@@ -164,24 +159,31 @@ class Record:
 
     @property
     def images_of(self) -> tuple[int, ...]:
-        """Images of each sample."""
+        """Images and videos of each sample."""
         return tuple(self._request.images_of)
+
+    @property
+    def rows_of(self) -> tuple[int, ...]:
+        """Rows of the vision tower (images, tiles of large images, frames) of each sample."""
+        return tuple(len(rows) for rows in self._request.rows_of)
 
     @cached_property
     def tower_tokens(self) -> tuple[tuple[int, ...], ...]:
-        """Per tower block, the tokens of every image of the batch that enter it, prefix included; images in prompt order."""
+        """Per tower block, the tokens that enter it of every row of the batch (see ``rows_of``), prefix included."""
         request = self._request
         blocks = len(request.images[0].block_tokens) if request.images else 0
+        rows = [row for sample in request.rows_of for row in sample]
         return tuple(
-            tuple(_row(request.images[call].block_tokens[block], row) for call, row in request.image_rows)
-            for block in range(blocks)
+            tuple(_row(request.images[call].block_tokens[block], row) for call, row in rows) for block in range(blocks)
         )
 
     @cached_property
     def projector_tokens(self) -> tuple[int, ...]:
-        """Tokens of every image that the projector computes."""
+        """Tokens of every row of the batch (see ``rows_of``) that the projector computes."""
         request = self._request
-        return tuple(_row(request.images[call].projected_tokens, row) for call, row in request.image_rows)
+        return tuple(
+            _row(request.images[call].projected_tokens, row) for sample in request.rows_of for call, row in sample
+        )
 
     @property
     def decode_lengths(self) -> tuple[tuple[PerSample, ...], ...] | None:

@@ -1,0 +1,141 @@
+"""Watches the methods that encode images and videos, and keeps what was encoded until a prompt takes it."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokcomp.errors import FeatureError, UnsupportedError
+from tokcomp.models.adapter import Adapter, Layout, Modality
+from tokcomp.runner.hooks import Hooks
+from tokcomp.runner.images import Images
+
+__all__ = ["Encoded"]
+
+_MARK = "_tokcomp_images"
+"""Attribute of an encoder's output that names the session and the images it belongs to."""
+
+
+class Encoded:
+    """The images and videos of one model that were encoded and belong to no prompt yet; state is per thread."""
+
+    def __init__(self, adapter: Adapter) -> None:
+        self.adapter = adapter
+        self._local = threading.local()
+
+    def install(self, hooks: Hooks) -> None:
+        for modality in self.adapter.modalities:
+            hooks.wrap(self.adapter.multimodal, modality.encode, functools.partial(self._watched, modality))
+
+    @property
+    def pending(self) -> list[Images]:
+        """What the next prompt with placeholders owns, oldest first."""
+        if not hasattr(self._local, "pending"):
+            self._local.pending = []
+        pending: list[Images] = self._local.pending
+        return pending
+
+    @property
+    def call(self) -> tuple[str, Mapping[str, Any]]:
+        """The kind that is being encoded, and the arguments of the method that does it."""
+        return getattr(self._local, "call", None) or ("image", {})
+
+    def take(self, images: Images) -> None:
+        """Images that the tower has just encoded."""
+        self.pending.append(images)
+
+    def release(self) -> list[Images]:
+        """Hand the pending images over to a prompt."""
+        images, self._local.pending = self.pending, []
+        return images
+
+    def expect(self, masks: Mapping[str, Tensor], outputs: Mapping[str, Any], *, active: bool) -> dict[str, list[int]]:
+        """A forward pass begins: its images are those of ``outputs``, which encoders gave before it, and those that it
+        encodes itself.
+
+        Args:
+            masks: per kind the placeholders ``[b, l]``; none where the pass has no images.
+            outputs: per kind the output of its encoder.
+            active: the session changes what runs, so that it must know every image.
+
+        Returns:
+            Per kind the placeholders of each sample.
+
+        Raises:
+            UnsupportedError: outputs of an encoder that ran without this session.
+            FeatureError: placeholders and features disagree.
+        """
+        self._local.pending = []
+        numbers = torch.stack([mask.sum(dim=1) for mask in masks.values()]).tolist() if masks else []
+        self._local.counts = counts = dict(zip(masks, numbers, strict=True))
+        for kind, output in outputs.items():
+            owner, images = getattr(output, _MARK, (None, []))
+            if active and owner is not self:
+                raise UnsupportedError(
+                    "these image features were encoded outside this `with` block, or cut up since (chunked prefill is not "
+                    "supported): encode them inside it"
+                )
+            for table in images:
+                self.check(kind, table.layout)
+            self._local.pending += images
+        return counts
+
+    def check(self, kind: str, layout: Layout) -> None:
+        """Refuse images that do not fill the placeholders of the pass that is under way.
+
+        Raises:
+            FeatureError: placeholders and features disagree.
+        """
+        total = sum(getattr(self._local, "counts", {}).get(kind, ()))
+        tokens = sum(layout.lengths)
+        if total % tokens:
+            raise FeatureError(
+                f"the prompt has {total} {kind} placeholders, but the {kind}s give {tokens} tokens: build input_ids and "
+                "pixel_values with the model's own processor (chunked prefill is not supported)"
+            )
+
+    def _watched(self, modality: Modality, original: Callable[..., Any]) -> Callable[..., Any]:
+        names = tuple(inspect.signature(original).parameters)
+
+        @functools.wraps(original)
+        def encode(*args: Any, **kwargs: Any) -> Any:
+            given = {**dict(zip(names, args, strict=False)), **kwargs}
+            _refuse_unfit_pixels(given)
+            before = len(self.pending)
+            self._local.call = modality.kind, given
+            try:
+                output = original(*args, **kwargs)
+            finally:
+                self._local.call = None
+            if hasattr(output, "__dict__"):
+                setattr(output, _MARK, (self, self.pending[before:]))
+            return output
+
+        return encode
+
+
+def _refuse_unfit_pixels(given: Mapping[str, Any]) -> None:
+    for name, pixels in given.items():
+        if not name.startswith("pixel_values"):
+            continue
+        for part in _tensors(pixels):
+            if part.numel() == 0:
+                raise FeatureError(
+                    f"{name} has shape {tuple(part.shape)}, which holds no pixels: leave empty images out"
+                )
+            if not torch.is_floating_point(part):
+                raise FeatureError(
+                    f"{name} is {part.dtype}, expected floating-point pixels: prepare images with the model's own processor"
+                )
+
+
+def _tensors(value: Any) -> Iterable[Tensor]:
+    if isinstance(value, Tensor):
+        return (value,)
+    return value if isinstance(value, list | tuple) else ()
