@@ -47,3 +47,15 @@ def cases(*prefixes: str, having: str = "") -> list[tuple[Path, str]]:
         for case, told in meta(folder)["cases"].items()
         if not having or having in told["tensors"]
     ]
+
+
+def listed_cases(*prefixes: str) -> list[Any]:
+    """Parameters ``(folder, case)`` for every case whose tensors are there, named as the case is."""
+    import pytest
+
+    return [
+        pytest.param(folder, case, id=case["name"])
+        for folder in folders(*prefixes)
+        for case in meta(folder)["cases"]
+        if group(folder, case["name"])
+    ]

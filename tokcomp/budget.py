@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, overload
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
-__all__ = ["Budget", "Budgeted"]
+__all__ = ["Budget", "Budgeted", "refuse_table"]
 
 
 class Budget(BaseModel):
@@ -82,3 +85,28 @@ class Budgeted(BaseModel):
     def budget(self) -> Budget:
         """The two fields as one value."""
         return Budget(keep_ratio=self.keep_ratio, keep_tokens=self.keep_tokens)
+
+
+def refuse_table(name: str, table: Sequence[float] | None, layers: int, *, most: float = math.inf) -> None:
+    """Check a budget that is given layer by layer.
+
+    Args:
+        name: the field, for messages.
+        table: how much is kept at each of the strategy's layers, or None.
+        layers: how many layers there are.
+        most: the largest number that makes sense, 1 for shares.
+
+    Raises:
+        ValueError: another number of entries than layers, an entry out of range, or one that is larger than the one before
+            it, which no earlier layer leaves tokens for.
+    """
+    if table is None:
+        return
+    if len(table) != layers:
+        raise ValueError(f"{name} has {len(table)} entries for {layers} layers: give one per layer")
+    if min(table) <= 0 or max(table) > most:
+        raise ValueError(
+            f"{name}={list(table)} must hold numbers above 0{'' if most == math.inf else f', at most {most:g}'}"
+        )
+    if any(after > before for before, after in pairwise(table)):
+        raise ValueError(f"{name}={list(table)} must not rise: a later layer has only what an earlier one left")

@@ -27,6 +27,8 @@ class Signal(StrEnum):
     QUERY_ATTENTION = "query_attention"
     RECEIVED_ATTENTION = "received_attention"
     FINAL_TOKENS = "final_tokens"
+    TEXT = "text"
+    FINAL_NORM = "final_norm"
     DIGEST = "digest"
 
 

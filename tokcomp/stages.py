@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -25,6 +26,7 @@ __all__ = [
     "Strategy",
     "VisionReducer",
     "resolve_layer",
+    "resolve_stages",
 ]
 
 LayerSpec = Annotated[
@@ -48,6 +50,26 @@ def resolve_layer(layer: LayerSpec, depth: int, *, what: str) -> int:
             "from the end, or a share of the depth such as 0.25"
         )
     return number
+
+
+def resolve_stages(
+    layers: Sequence[LayerSpec] | None, published: Sequence[int], published_depth: int, depth: int, *, what: str
+) -> dict[int, int]:
+    """The layers of a strategy that acts several times, ascending: layer to the number of its stage from 0.
+
+    Args:
+        layers: as given; None: ``published``, those of a model of ``published_depth`` layers, scaled to this one.
+        depth: layers of this model. Where several stages fall on one layer of it, the last of them counts.
+        what: names the field in messages.
+
+    Raises:
+        CompatibilityError: a layer lies beyond the depth.
+    """
+    if layers is None:
+        numbers = [layer * depth // published_depth for layer in published]
+    else:
+        numbers = [resolve_layer(layer, depth, what=what) for layer in layers]
+    return {layer: max(i for i, other in enumerate(numbers) if other == layer) for layer in sorted(set(numbers))}
 
 
 class Strategy(BaseModel, ABC):
@@ -110,7 +132,7 @@ class VisionReducer(Strategy):
 
 
 class PrefillFilter(Strategy):
-    """Drops vision tokens between the language model's layers while the prompt is processed.
+    """Drops or merges vision tokens between the language model's layers while the prompt is processed.
 
     Attributes:
         positions: ``keep``: survivors keep their position ids; ``renumber``: the shortened sequence is numbered anew in
@@ -121,6 +143,9 @@ class PrefillFilter(Strategy):
     stage: ClassVar[str] = "prefill"
     queries: ClassVar[Literal["last", "text"] | None] = None
     """Whose attention rows the view holds: the last prompt token's, those of the text after the last image, or none."""
+    attention_of: ClassVar[Literal["this", "next"]] = "this"
+    """Which layer's attention the view holds: that of the layer that has just run, or that of the next one, from that
+    layer's own projections of the states that it would get."""
 
     positions: Literal["keep", "renumber"] = Field(
         default="keep", description="position ids of the survivors in the layers after the cut"
@@ -134,6 +159,23 @@ class PrefillFilter(Strategy):
     @abstractmethod
     def filter(self, view: PrefillView) -> Selection:
         """Which of the vision tokens alive after ``view.layer`` go on."""
+
+    def prepare(self, view: PrefillView) -> None:
+        """Look at the prompt before its first layer and note in ``view.memory`` what :meth:`filter` will want: ``layer``
+        is -1, the tokens are the embeddings, and there is no attention yet."""
+
+    def prepares(self) -> bool:
+        """Whether :meth:`prepare` is to be called."""
+        return type(self).prepare is not PrefillFilter.prepare
+
+    def of_layer(self, layer: int, depth: int) -> PrefillFilter:
+        """The filter that acts after ``layer``: this one, unless it wraps others."""
+        return self
+
+    def guided_by(self) -> str | None:
+        """The setting by which the filter goes by the text after the last image, or None; it then refuses prompts
+        without such text."""
+        return f"prefill={self.name}" if self.queries == "text" or Signal.TEXT in self.signals() else None
 
 
 class CachePolicy(Strategy):

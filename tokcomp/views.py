@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -149,15 +149,21 @@ class PrefillView(TokenView):
         image: which image of the prompt each token belongs to ``[b, n]``, from 0.
         protected: key tokens ``[b, n]`` bool.
         initial: vision tokens of each sample when the prefill began ``[b]``.
+        memory: what the filter noted in this prefill, by a name of its own; empty at first. Tensors have the batch first.
     """
 
     layer: int
     depth: int
     image: Tensor
     initial: Tensor
+    memory: MutableMapping[str, Tensor] = field(default_factory=dict)
     _attention: Tensor | None = field(default=None, repr=False)
     _rows: Tensor | None = field(default=None, repr=False)
     _keys: Tensor | None = field(default=None, repr=False)
+    _text: Tensor | None = field(default=None, repr=False)
+    _text_valid: Tensor | None = field(default=None, repr=False)
+    _text_keys: Tensor | None = field(default=None, repr=False)
+    _final_norm: Callable[[Tensor], Tensor] | None = field(default=None, repr=False)
 
     @property
     def attention(self) -> Tensor:
@@ -175,6 +181,26 @@ class PrefillView(TokenView):
     def keys(self) -> Tensor:
         """Rotated attention keys of the vision tokens ``[b, g, n, d_head]``."""
         return _declared(self._keys, Signal.KEYS)
+
+    @property
+    def text(self) -> Tensor:
+        """States of the text tokens after the last image ``[b, t, d]``, right-aligned: see ``text_valid``."""
+        return _declared(self._text, Signal.TEXT)
+
+    @property
+    def text_valid(self) -> Tensor:
+        """Which rows of ``text`` are real ``[b, t]`` bool."""
+        return _declared(self._text_valid, Signal.TEXT)
+
+    @property
+    def text_keys(self) -> Tensor:
+        """Rotated attention keys of those text tokens ``[b, g, t, d_head]``; takes ``Signal.KEYS`` as well."""
+        return _declared(self._text_keys, Signal.TEXT if self._text is None else Signal.KEYS)
+
+    @property
+    def final_norm(self) -> Callable[[Tensor], Tensor]:
+        """The model's norm before its output head, a function of states ``[..., d]``."""
+        return _declared(self._final_norm, Signal.FINAL_NORM)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,6 +33,7 @@ def random_view(
         protected: share of the tokens that are marked.
     """
     generator = torch.Generator().manual_seed(seed)
+    filter = None if filter is None else filter.of_layer(layer, depth)
     b, n = len(counts), max(counts)
     valid = torch.zeros(b, n, dtype=torch.bool)
     origin = torch.zeros(b, n, dtype=torch.long)
@@ -46,10 +47,15 @@ def random_view(
     real = torch.arange(t) >= t - heights[:, None]
     attention = (3 * torch.randn(b, HEADS, t, n, generator=generator)).masked_fill(~valid[:, None, None], -1e9)
     attention = 0.7 * attention.softmax(dim=-1) * (real[:, None, :, None] & valid[:, None, None])
-    needs = frozenset(Signal) if filter is None else filter.needs
+    needs = frozenset(Signal) if filter is None else filter.signals()
     asked = Signal.QUERY_ATTENTION in needs
     filler = ~valid[..., None]
-    return PrefillView(
+    told = torch.randint(1, 6, (b,), generator=generator)
+    text_valid = real if asked and not last else torch.arange(int(told.max())) >= int(told.max()) - told[:, None]
+    text = torch.randn(*text_valid.shape, WIDTH, generator=generator).masked_fill(~text_valid[..., None], 1e4).to(dtype)
+    text_keys = torch.randn(b, KV_HEADS, text.shape[1], HEAD_WIDTH, generator=generator).to(dtype)
+    tells = Signal.TEXT in needs
+    view = PrefillView(
         layer=layer,
         depth=depth,
         tokens=torch.randn(b, n, WIDTH, generator=generator).masked_fill(filler, 1e4).to(dtype),
@@ -62,8 +68,20 @@ def random_view(
         _attention=attention if asked else None,
         _rows=real if asked else None,
         _keys=torch.randn(b, KV_HEADS, n, HEAD_WIDTH, generator=generator).to(dtype) if Signal.KEYS in needs else None,
+        _text=text if tells else None,
+        _text_valid=text_valid if tells else None,
+        _text_keys=text_keys if tells and Signal.KEYS in needs else None,
+        _final_norm=halved if Signal.FINAL_NORM in needs else None,
         _digest=torch.randint(-(2**62), 2**62, (b,), generator=generator) if Signal.DIGEST in needs else None,
     )
+    if filter is not None and filter.prepares():
+        filter.prepare(dataclasses.replace(view, layer=-1, _attention=None, _rows=None))
+    return view
+
+
+def halved(states: Tensor) -> Tensor:
+    """Stands in for a norm: one that weighs the channels differently."""
+    return states * torch.tensor([0.5, 1.0]).repeat(states.shape[-1] // 2)
 
 
 def tensor_fields(view: PrefillView) -> dict[str, Tensor]:
@@ -83,10 +101,15 @@ def alone(view: PrefillView, row: int) -> PrefillView:
             part = part[:, view.rows[row]]
         elif name == "_keys":
             part = part[:, :, valid]
+        elif name in ("_text", "_text_valid"):
+            part = part[:, view.text_valid[row]]
+        elif name == "_text_keys":
+            part = part[:, :, view.text_valid[row]]
         elif name not in ("_digest", "initial"):
             part = part[:, valid]
         parts[name] = part.clone()
-    return dataclasses.replace(view, **parts)
+    noted = {name: value[row : row + 1, view.text_valid[row]].clone() for name, value in view.memory.items()}
+    return dataclasses.replace(view, **parts, memory=noted)
 
 
 def kept(selection: Selection, view: PrefillView, row: int) -> list[int]:

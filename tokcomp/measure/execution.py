@@ -80,12 +80,17 @@ def reducer_scores(
 def filter_scores(
     strategy: PrefillFilter | None, layer_tokens: Sequence[float], text_rows: float
 ) -> tuple[ScoreWork, ...]:
-    """The query rows (the last token's, or those of the text after the image) in every layer after which a filter acts."""
-    if strategy is None or Signal.QUERY_ATTENTION not in strategy.needs or strategy.queries is None:
+    """The query rows (the last token's, or those of the text after the image) in every layer after which a filter acts,
+    and the projections of those that look through the next layer's."""
+    if strategy is None:
         return ()
-    rows = 1 if strategy.queries == "last" else text_rows
-    acting = strategy.acts_after(len(layer_tokens))
-    return tuple(ScoreWork(part="language", rows=rows, keys=layer_tokens[layer]) for layer in acting)
+    depth, scores = len(layer_tokens), []
+    for layer in strategy.acts_after(depth):
+        one, keys = strategy.of_layer(layer, depth), layer_tokens[layer]
+        if Signal.QUERY_ATTENTION in one.signals() and one.queries is not None:
+            rows = 1 if one.queries == "last" else text_rows
+            scores.append(ScoreWork(part="language", rows=rows, keys=keys, projected=one.attention_of == "next"))
+    return tuple(scores)
 
 
 def policy_scores(policy: CachePolicy | None, layer_tokens: Sequence[float], decode_lengths: Sequence[Sequence[float]],

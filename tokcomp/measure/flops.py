@@ -195,4 +195,8 @@ def _pooling_head(tower: TowerShape, image: ImageWork) -> float:
 
 def _scores(shape: ModelShape, work: ScoreWork) -> float:
     stack = require_tower(shape) if work.part == "tower" else shape
-    return 2 * work.rows * work.keys * stack.heads * stack.head_dim
+    scores = 2 * work.rows * work.keys * stack.heads * stack.head_dim
+    if not work.projected:
+        return scores
+    width = work.rows * stack.heads + work.keys * shape.kv_heads
+    return scores + 2 * width * stack.head_dim * shape.hidden

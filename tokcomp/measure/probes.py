@@ -156,10 +156,12 @@ def vision_view(content: Content, reducer: VisionReducer, site: Site, depth: int
 def prefill_view(content: Content, strategy: PrefillFilter, layer: int, depth: int, alive: Alive, *, initial: int,
                  text_before: int, text_after: int) -> PrefillView:  # fmt: skip
     """The view that a filter would get after ``layer``, with made-up content in the signals that it declared."""
-    n, needs = alive.n, strategy.needs
+    n, needs = alive.n, strategy.signals()
     rows = 1 if strategy.queries == "last" else max(1, text_after)
-    attended = Signal.QUERY_ATTENTION in needs
-    return PrefillView(
+    attended = Signal.QUERY_ATTENTION in needs and strategy.queries is not None
+    keys = features(content, n, HEAD_DIM, seed=3)[:, None].repeat(1, _HEADS, 1, 1)
+    told = features(Content.PEAKED, max(1, text_after), seed=4)  # text differs from token to token
+    view = PrefillView(
         layer=layer,
         depth=depth,
         tokens=features(content, n),
@@ -171,6 +173,17 @@ def prefill_view(content: Content, strategy: PrefillFilter, layer: int, depth: i
         initial=torch.tensor([initial]),
         _attention=attention(content, rows, n, text_before + text_after) if attended else None,
         _rows=torch.ones(1, rows, dtype=torch.bool) if attended else None,
-        _keys=features(content, n, HEAD_DIM, seed=3)[:, None].repeat(1, _HEADS, 1, 1) if Signal.KEYS in needs else None,
+        _keys=keys if Signal.KEYS in needs else None,
+        _text=told if Signal.TEXT in needs else None,
+        _text_valid=torch.ones(1, told.shape[1], dtype=torch.bool) if Signal.TEXT in needs else None,
+        _text_keys=told[:, None, :, :HEAD_DIM].repeat(1, _HEADS, 1, 1) if {Signal.TEXT, Signal.KEYS} <= needs else None,
+        _final_norm=_as_it_is if Signal.FINAL_NORM in needs else None,
         _digest=torch.zeros(1, dtype=torch.long) if Signal.DIGEST in needs else None,
     )
+    if strategy.prepares():
+        strategy.prepare(replace(view, layer=-1))
+    return view
+
+
+def _as_it_is(states: Tensor) -> Tensor:
+    return states

@@ -120,13 +120,15 @@ def prefill_schedule(shape: ModelShape, strategy: PrefillFilter | None, states: 
 
 def _filtered(shape: ModelShape, strategy: PrefillFilter, layer: int, history: Sequence[States], prompt: Prompt,
               assumptions: Assumptions) -> States:  # fmt: skip
+    acting = strategy.of_layer(layer, shape.layers)
+
     def ask(content: Content, alive: Alive) -> Selection:
         view = prefill_view(
-            content, strategy, layer, shape.layers, alive, initial=history[0][0].n,
+            content, acting, layer, shape.layers, alive, initial=history[0][0].n,
             text_before=prompt.before, text_after=prompt.after,
         )  # fmt: skip
-        selection = strategy.filter(view)
-        return with_protected(selection, alive.protected) if strategy.respects_protected else selection
+        selection = acting.filter(view)
+        return with_protected(selection, alive.protected) if acting.respects_protected else selection
 
     def assumed() -> float:
         """The number left from here on that brings the mean of all layers' outputs to the assumed one."""
@@ -137,7 +139,7 @@ def _filtered(shape: ModelShape, strategy: PrefillFilter, layer: int, history: S
         before = sum(states[0].count for states in history[1:])
         rest = (mean * shape.layers - before) / (shape.layers - layer)
         entering = history[-1][0].count
-        keys = max(int(state.protected.sum()) for state in history[-1]) if strategy.respects_protected else 0
+        keys = max(int(state.protected.sum()) for state in history[-1]) if acting.respects_protected else 0
         if not max(1, keys - 0.5) <= rest <= entering:
             raise ConfigurationError(
                 f"a mean of {mean:g} vision tokens cannot be: {entering:g} enter layer {layer}, the first at which "

@@ -51,11 +51,13 @@ class ScoreWork:
     Attributes:
         part: whose heads: the tower's or the language model's.
         rows, keys: query rows and keys of the score matrix.
+        projected: queries and keys are projected for it as well, because the layer that they belong to has not run.
     """
 
     part: Literal["tower", "language"]
     rows: float
     keys: float
+    projected: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

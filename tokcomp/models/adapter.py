@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from tokcomp.errors import UnsupportedError
+from tokcomp.models.projections import QueryKey
 
 __all__ = [
     "Adapter",
@@ -157,6 +158,8 @@ class Decoder:
         axes: the plane that each frequency turns by ``[d_rot / 2]``; None for a single plane.
         interleaved: whether rotation pairs neighbouring dimensions, and not the halves.
         config: the decoder's config.
+        query_key: queries and keys of a layer that has not run; None where the layers' layout hides them.
+        norm: the norm before the output head; None where there is none.
     """
 
     module: nn.Module
@@ -168,6 +171,8 @@ class Decoder:
     planes: int = 1
     axes: Callable[[], Tensor | None] = lambda: None
     interleaved: Callable[[], bool] = lambda: False
+    query_key: QueryKey | None = None
+    norm: Callable[[Tensor], Tensor] | None = None
 
 
 @dataclass(frozen=True)

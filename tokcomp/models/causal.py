@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from tokcomp.errors import UnsupportedError
 from tokcomp.models.adapter import Adapter, Decoder
+from tokcomp.models.projections import query_key_of
 from tokcomp.models.rotary import pairs_neighbours, rotary_axes, rotary_planes
 
 __all__ = ["build", "decoder_of", "looks_causal"]
@@ -58,6 +59,8 @@ def decoder_of(body: Any) -> Decoder:
         planes=rotary_planes(body.rotary_emb),
         axes=lambda: rotary_axes(body.rotary_emb),
         interleaved=lambda: pairs_neighbours(attention, inv_freq()),
+        query_key=query_key_of(layers),
+        norm=getattr(body, "norm", None),
     )
 
 

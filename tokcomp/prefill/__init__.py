@@ -1,5 +1,5 @@
 """Prefill-stage strategies, one a file; importing this package registers them."""
 
-from tokcomp.prefill import fastv, mustdrop, random
+from tokcomp.prefill import dart, fastv, mustdrop, pyramiddrop, random, schedule, sparsevlm, uniform
 
-__all__ = ["fastv", "mustdrop", "random"]
+__all__ = ["dart", "fastv", "mustdrop", "pyramiddrop", "random", "schedule", "sparsevlm", "uniform"]

@@ -62,8 +62,8 @@ def renumber(valid: Tensor) -> Tensor:
 
 
 def with_protected(selection: Selection, protected: Tensor) -> Selection:
-    """Add the key tokens ``protected`` ``[b, n]`` that a selection left out, behind its own tokens of each row (or in
-    their place, where the selection is ascending)."""
+    """Add the key tokens ``protected`` ``[b, n]`` that a selection left out or merged into others, behind its own tokens of
+    each row (or in their place, where the selection is ascending)."""
     keep = selection.keep
     n = protected.shape[1]
     chosen = torch.zeros(keep.shape[0], n + 1, dtype=torch.bool, device=keep.device)
@@ -71,11 +71,22 @@ def with_protected(selection: Selection, protected: Tensor) -> Selection:
     missing = protected & ~chosen
     if not bool(missing.any()):
         return selection
-    if selection.ascending:
+    if selection.assign is None and selection.ascending:
         return replace(Selection.from_mask(chosen | protected), protect=None)
     added = Selection.from_mask(missing).keep
     both = torch.cat([keep, added], dim=1)
     order = (both < 0).to(torch.uint8).argsort(dim=1, stable=True)
     both = both.gather(1, order)
     width = int((both >= 0).sum(dim=1).max())
-    return Selection(keep=both[:, :width])
+    both = both[:, :width]
+    if selection.assign is None:
+        return Selection(keep=both)
+    own = (keep >= 0).sum(dim=1, keepdim=True) + missing.long().cumsum(dim=1) - 1  # (b, n)
+    mix = selection.mix
+    if mix is not None:  # the added slots hold their own token alone
+        alone = torch.nn.functional.one_hot(added.clamp(min=0), n).to(mix.dtype)
+        order = order[:, :width, None].expand(-1, -1, n)
+        mix = torch.cat([mix.expand(keep.shape[0], -1, -1), alone], dim=1).gather(1, order)
+    return replace(
+        selection, keep=both, assign=own.where(missing, selection.assign), mix=mix, protect=None, ragged=True
+    )

@@ -32,12 +32,22 @@ def _leaving_layers(kept: tuple[PerSample, ...], sample: int) -> dict[int, int]:
     return leaving
 
 
+def _homes(request: Request, sample: int) -> dict[int, dict[int, int]]:
+    """Layer after which tokens were merged -> placeholder index -> that of the token it was merged into."""
+    origin = request.prompt.origin[sample].tolist()
+    return {
+        layer: {origin[column]: origin[home] for column, home in enumerate(row) if home != column}
+        for layer, row in ((layer, homes[sample].tolist()) for layer, homes in request.merges.items())
+    }
+
+
 def _of_sample(request: Request, sample: int, leaving: dict[int, int]) -> list[Fate]:
     from tokcomp.runner.trace import Fate
 
     places = _placeholders(request, sample)
     at = {place: index for index, place in enumerate(places)}
     rows = {call: _Rows(request.images[call]) for call, _ in at}
+    homes = _homes(request, sample)
     patches = []
     for index, (call, unit) in enumerate(places):
         home, site = (unit, None) if unit < 0 else rows[call].home(unit)
@@ -45,6 +55,8 @@ def _of_sample(request: Request, sample: int, leaving: dict[int, int]) -> list[F
             patches.append(Fate("dropped", stage="vision", where=str(site)))
             continue
         into = index if unit < 0 else at[call, home]
+        while into in leaving and into in homes.get(leaving[into], {}):
+            into = homes[leaving[into]][into]
         if into in leaving:
             patches.append(Fate("dropped", into=into, stage="prefill", where=leaving[into]))
         else:

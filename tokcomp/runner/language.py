@@ -65,7 +65,7 @@ class LanguageStage:
 
     def _filters(self, number: int, *, observing: bool = False) -> bool:
         filtering = self.filtering
-        return filtering is not None and number in filtering.layers and (filtering.observes or not observing)
+        return filtering is not None and number in filtering.acting and (not observing or filtering.watches(number))
 
     def _evicts(self, number: int, *, observing: bool = False) -> bool:
         evictor = self.evictor
@@ -189,14 +189,12 @@ class LanguageStage:
             if not run.prefill:
                 run.step(number, hidden, kwargs)
                 return args, kwargs
-            if (
-                self.filtering is not None
-                and self._filters(number - 1)
-                and run.sequence is not None
-                and run.sequence.n_vision
-            ):
-                run.rotary = run.rotary or kwargs["position_embeddings"]
-                hidden = self.filtering.apply(run, number - 1, hidden)
+            if self.filtering is not None and run.sequence is not None and run.sequence.n_vision:
+                if number == 0:
+                    self.filtering.prepare(run, hidden)
+                elif self._filters(number - 1):
+                    run.rotary = run.rotary or kwargs["position_embeddings"]
+                    hidden = self.filtering.apply(run, number - 1, hidden)
             run.enter(number, hidden, kwargs)
             return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
 
@@ -221,7 +219,7 @@ class LanguageStage:
             if run is None:
                 return
             if run.prefill and filters and self.filtering is not None:
-                self.filtering.observe(run, query, key, scale)
+                self.filtering.observe(run, number, query, key, scale)
             if evicts and self.evictor is not None:
                 self.evictor.observe(run, number, query, key, scale)
 

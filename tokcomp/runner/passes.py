@@ -34,6 +34,7 @@ class Pass:
         first_offset: how the first layer's numbering lags behind, as the pass begins (later passes only).
         valid: entries that the layer now running may see ``[b, 1|g, l]``; None for all (decoding only).
         rows: attention rows that the filter asked for, of the layer that has just run; ``keys``: its keys.
+        noted: what each filter noted for its later layers, by the filter's id.
         received: column sums that the policy asked for, of the layer that has just run.
         memo: masks and rotary tables that several layers share.
     """
@@ -49,6 +50,7 @@ class Pass:
     valid: Tensor | None = None
     rows: Tensor | None = None
     keys: Tensor | None = None
+    noted: dict[int, dict[str, Tensor]] = field(default_factory=dict)
     received: Tensor | None = None
     memo: dict[Any, Any] = field(default_factory=dict)
 

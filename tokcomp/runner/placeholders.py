@@ -225,7 +225,7 @@ def text_digest(embeds: Tensor, text: Tensor, placement: Placement | None) -> Te
 
 
 def refuse_without_text(prompt: Prompt, who: str) -> None:
-    """Raise where a text-guided strategy has nothing to go by."""
+    """Raise where a strategy that is guided by text, as its setting ``who`` says, has nothing to go by."""
     if prompt.text_valid is None or not bool(prompt.text_valid.any(dim=1).all()):
         raise CompatibilityError(
             f"{who} is guided by the text after the image, and a prompt has none: put text after the image"

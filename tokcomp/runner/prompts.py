@@ -29,6 +29,7 @@ class PromptReader:
         self.adapter, self.reducer, self.filter = adapter, reducer, prefill
         needs = (prefill.signals() if prefill else frozenset()) | (policy.signals() if policy else frozenset())
         self.digests = Signal.DIGEST in needs
+        self.guided_by = None if prefill is None else prefill.guided_by()
 
     def placeholders(self, input_ids: Tensor | None, embeds: Tensor | None) -> dict[str, Tensor]:
         """Per kind of vision input the placeholders ``[b, l]`` of what the multimodal model was called with."""
@@ -69,8 +70,8 @@ class PromptReader:
         if self.digests:
             digest = text_digest(embeds, valid & ~torch.stack(list(masks.values())).any(dim=0), placement)
         prompt = build_prompt(masks, valid, placement, digest=digest)
-        if self.filter is not None and self.filter.queries == "text":
-            refuse_without_text(prompt, f"prefill strategy '{self.filter.name}'")
+        if self.guided_by is not None:
+            refuse_without_text(prompt, self.guided_by)
         samples = [placement.of_sample(sample) for sample in range(len(placement.counts))]
         rows = [[row for item in items for row in placement.rows(item)] for items in samples]
         return Request(prompt, placement.images, rows, [len(items) for items in samples], placement.counts)

@@ -69,6 +69,7 @@ class Sequence:
         offset: ``[b]`` what the numbering of this sequence lags behind the model's own, or None for nothing.
         n_vision: vision tokens of the longest row.
         uniform: every row has ``n_vision`` vision tokens.
+        sizes: ``[b, l]`` patches that each token stands for, or None for what the prompt says.
     """
 
     index: Tensor
@@ -77,6 +78,7 @@ class Sequence:
     offset: Tensor | None
     n_vision: int
     uniform: bool
+    sizes: Tensor | None = None
 
     @property
     def length(self) -> int:
@@ -90,6 +92,12 @@ class Sequence:
         slots = (~vision).to(torch.uint8).argsort(dim=1, stable=True)[:, : self.n_vision]
         real = torch.ones_like(slots, dtype=torch.bool) if self.uniform else vision.gather(1, slots)
         return slots, real
+
+    def sizes_at(self, prompt: Prompt, columns: Tensor) -> Tensor:
+        """Patches that the tokens at ``columns`` ``[b, k]`` of this sequence stand for."""
+        if self.sizes is not None:
+            return self.sizes.gather(1, columns)
+        return prompt.sizes.gather(1, self.index.gather(1, columns))
 
     def take(self, taken: Tensor, valid: Tensor | None, *, n_vision: int, uniform: bool, number_anew: bool) -> Sequence:
         """The sequence of the columns ``taken`` ``[b, k]``, of which ``valid`` are no padding.
@@ -105,8 +113,9 @@ class Sequence:
             else:
                 anew, lag = self._closed_up(taken, valid)
             positions, offset = anew, lag if offset is None else offset + lag
+        sizes = None if self.sizes is None else self.sizes.gather(1, taken)
         return Sequence(index=self.index.gather(1, taken), valid=valid, positions=positions, offset=offset,
-                        n_vision=n_vision, uniform=uniform)  # fmt: skip
+                        n_vision=n_vision, uniform=uniform, sizes=sizes)  # fmt: skip
 
     def reordered(self, stands: Tensor, *, numbered_anew: bool) -> Sequence:
         """The same tokens in another order: in the place of column c stands the token of column ``stands[c]`` ``[b, l0]``.
@@ -156,6 +165,8 @@ class Request:
         images_of: how many images and videos each sample has.
         placeholders: how many placeholders each sample has.
         layers: the sequence that entered each layer.
+        merges: after a layer at which tokens were merged: for every column of the prompt ``[b, l]`` the column of the
+            token that it was merged into, its own where it was not.
         entries: the cache of each layer, as it is now.
         reads: per layer and later pass, the entries that its attention read: physical length, and padded entries of each
             sample ``[b]`` or None for none. Kept only where a policy acts in decoding; elsewhere lengths just grow.
@@ -168,6 +179,7 @@ class Request:
     images_of: list[int]
     placeholders: list[int]
     layers: list[Sequence] = field(default_factory=list)
+    merges: dict[int, Tensor] = field(default_factory=dict)
     entries: list[Entries] = field(default_factory=list)
     reads: list[list[tuple[int, Tensor | None]]] | None = None
     next_position: Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.long))
