@@ -77,6 +77,8 @@ class VisionView(TokenView):
         origin: index of the original patch that each token stands at ``[b, n]``, raster order.
         protected: key tokens marked so far ``[b, n]`` bool.
         grid: rows and columns of the original patch grid.
+        owners: the image that each row belongs to, ascending, where large images come in several rows: a thumbnail of the
+            whole first, then its tiles in raster order. Empty: every row is an image of its own.
         n_prefix: prefix tokens (CLS, registers) that stand before the patches in the tower.
         has_cls: whether the first of them is a CLS token. In a tower without one, a reducer that declares
             ``without_cls = "received"`` finds what each token *receives* in the place of the CLS token's attention: the
@@ -86,6 +88,7 @@ class VisionView(TokenView):
     site: Site
     depth: int
     grid: tuple[int, int]
+    owners: tuple[int, ...] = ()
     n_prefix: int = 0
     has_cls: bool = True
     _keys: Tensor | None = field(default=None, repr=False)

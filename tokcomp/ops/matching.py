@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from tokcomp.ops.merging import merge_into
-from tokcomp.ops.similarity import nearest
+from tokcomp.ops.similarity import nearest, unit
 from tokcomp.selection import Selection
 
-__all__ = ["bipartite_matching", "merge_schedule"]
+__all__ = ["bipartite_matching", "energy_matching", "merge_schedule"]
 
 
 def bipartite_matching(
@@ -61,6 +61,51 @@ def bipartite_matching(
         place[:, a] = rank
     place[:, z] += n
     return merge_into(home, place.where(pairs[:, None] > 0, index))
+
+
+def energy_matching(
+    metric: Tensor, r: int, *, margin: float, alpha: float = 1.0, valid: Tensor, locked: Tensor
+) -> Selection:
+    """Merge ``r`` of the tokens that have most others like them into others of that kind (PiToMe, arXiv 2405.16148).
+
+    The energy of a token is the mean of ``f(c)`` over its cosines with all others, ``f(c) = c`` from ``margin`` on, else
+    ``alpha (exp(c - margin) - 1)``. Of the ``2 r`` tokens of highest energy, in descending order, those at even places merge
+    each into its most similar one at an odd place. Result: untouched tokens in order, then the odd ones by descending energy.
+
+    Args:
+        metric: ``[b, n, d]`` what tokens are compared by.
+        r: pairs to merge; at most half of a row's free tokens.
+        margin, alpha: of the energy.
+        valid: ``[b, n]`` False for padding at the end of a row.
+        locked: ``[b, n]`` True for tokens that neither merge nor are merged into; they count as others.
+
+    Returns:
+        The merging, weighted by token sizes when it is applied.
+    """
+    b, n = valid.shape
+    index = torch.arange(n, device=metric.device).expand(b, n)
+    directions = unit(metric)
+    similarity = directions @ directions.transpose(-1, -2)  # (b, n, n)
+    felt = similarity.where(similarity >= margin, alpha * ((similarity - margin).exp() - 1))
+    itself = torch.eye(n, dtype=torch.bool, device=metric.device)
+    energy = felt.masked_fill(itself | ~valid[:, None], 0.0).sum(dim=-1) / valid.sum(dim=1, keepdim=True)
+    free = valid & ~locked
+    # A stable sort makes the lower index win among equals, on every device.
+    order = energy.masked_fill(~free, -torch.inf).sort(dim=1, descending=True, stable=True).indices
+    pairs = (free.sum(dim=1, keepdim=True) // 2).clamp(max=r)
+    most = min(r, n // 2)
+    if most == 0:
+        return merge_into(index.where(valid, -1), index)
+    evens, odds = order[:, : 2 * most : 2], order[:, 1 : 2 * most : 2]
+    there = torch.arange(most, device=metric.device) < pairs  # (b, most)
+    rows = similarity.gather(1, evens[..., None].expand(-1, -1, n))
+    near = rows.gather(2, odds[:, None].expand(-1, most, -1)).masked_fill(~there[:, None], -torch.inf)
+    target = odds.gather(1, near.argmax(dim=-1))
+    spare = torch.nn.functional.pad(index.where(valid, -1), (0, 1))
+    home = spare.scatter(1, evens.where(there, n), target)[:, :n]
+    ranks = n + torch.arange(most, device=metric.device).expand(b, -1)
+    place = torch.nn.functional.pad(index, (0, 1)).scatter(1, odds.where(there, n), ranks)[:, :n]
+    return merge_into(home, place)
 
 
 def merge_schedule(r: int | Sequence[int], depth: int, *, inflect: float = 0.0) -> tuple[int, ...]:

@@ -2,8 +2,11 @@
 
 from tokcomp.vision import (
     divprune,
+    evit,
     fastervlm,
+    hired,
     mustdrop,
+    pitome,
     pool,
     prumerge,
     prumerge_plus,
@@ -16,8 +19,11 @@ from tokcomp.vision import (
 
 __all__ = [
     "divprune",
+    "evit",
     "fastervlm",
+    "hired",
     "mustdrop",
+    "pitome",
     "pool",
     "prumerge",
     "prumerge_plus",
