@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -133,7 +134,7 @@ def vision_view(content: Content, reducer: VisionReducer, site: Site, depth: int
         "_unsplit_attention": row[:, 0] if Signal.UNSPLIT_ATTENTION in needs else None,
         "_unsplit_keys": keys if Signal.UNSPLIT_KEYS in needs else None,
     }
-    signals = {name: value for name, value in found.items() if value is not None}
+    signals: dict[str, Any] = {name: value for name, value in found.items() if value is not None}
     looks_at = reducer.looks_at(depth)
     return VisionView(
         site=site,

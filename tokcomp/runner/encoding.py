@@ -162,6 +162,7 @@ class Encoding:
             origin=images.origin,
             protected=images.protected,
             grid=images.grid,
+            owners=images.layout.owners if images.kind == "image" else (),
             n_prefix=self.tower.n_prefix,
             has_cls=self.tower.has_cls,
             _cls_token=self.cls_token,
