@@ -71,6 +71,6 @@ def test_an_installed_package_adds_a_benchmark(monkeypatch: pytest.MonkeyPatch) 
     )
     built = build_benchmark({"name": "parrot", "samples": 2})
     assert (built.name, len(built.load())) == ("parrot", 2)
-    assert base.benchmark_names() == ("other", "parrot", "scenes")
+    assert base.benchmark_names() == ("other", "parrot", "scenes", "scenes-hard")
     with pytest.raises(PluginError, match="benchmark 'other'"):
         build_benchmark("other")

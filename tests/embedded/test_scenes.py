@@ -42,7 +42,7 @@ def test_splits_share_no_photo_region(tmp_path: Path, monkeypatch: pytest.Monkey
     pixels = np.zeros((400, width, 3), np.uint8)
     pixels[:, photos.train_columns(width) :] = 255
     Image.fromarray(pixels).save(tmp_path / "marked.png")
-    monkeypatch.setattr(photos, "_path", lambda photo: tmp_path / "marked.png")
+    monkeypatch.setattr(photos, "photo_file", lambda package, file: (tmp_path / "marked.png").read_bytes())
     for size in range(len(photos.SHORT_SIDES)):
         assert not photos.photo_region.__wrapped__(0, size, "train").any()
         assert (photos.photo_region.__wrapped__(0, size, "test") == 255).all()

@@ -23,7 +23,10 @@ from tokcomp.experiment.messages import explain_settings
 __all__ = ["Benchmark", "Sample", "benchmark_class", "benchmark_names", "build_benchmark"]
 
 _GROUP = "tokcomp.benchmarks"
-_BUILT_IN = {"scenes": "tokcomp.benchmarks.scenes:Scenes"}
+_BUILT_IN = {
+    "scenes": "tokcomp.benchmarks.scenes:Scenes",
+    "scenes-hard": "tokcomp.benchmarks.scenes_hard:ScenesHard",
+}
 
 
 @dataclass(frozen=True, eq=False)

@@ -53,12 +53,17 @@ class Scenes(Benchmark):
         return [Sample(item.id, (item.image,), item.question, item.answer, item.kind) for item in questions]
 
     def score(self, prediction: str, sample: Sample) -> float:
-        return float(_words(prediction) == _words(sample.answer))
+        return float(same_words(prediction, sample.answer))
 
     def headline(self, kind: str) -> bool:
         from tokcomp.embedded.questions import BACKGROUND_KINDS
 
         return kind not in BACKGROUND_KINDS
+
+
+def same_words(one: str, other: str) -> bool:
+    """Whether two texts have the same words in the same order, whatever their case, spaces and punctuation."""
+    return _words(one) == _words(other)
 
 
 def _words(text: str) -> list[str]:

@@ -68,7 +68,7 @@ def build_model(seed: int = 0) -> LlavaForConditionalGeneration:
         model = LlavaForConditionalGeneration(configuration())
         with torch.no_grad():
             model.get_input_embeddings().weight.copy_(word_embeddings())
-            _start_vision(model)
+            start_vision(model)
     model.get_input_embeddings().weight.requires_grad_(False)
     model.generation_config = GenerationConfig(
         bos_token_id=v.WORD_IDS[v.BOS],
@@ -113,7 +113,7 @@ def _neighbour_weights(offset: tuple[int, int]) -> tuple[torch.Tensor, torch.Ten
     return _SHARPNESS * query, _SHARPNESS * key
 
 
-def _start_vision(model: LlavaForConditionalGeneration) -> None:
+def start_vision(model: LlavaForConditionalGeneration) -> None:
     """Start the tower so that its first layers look at neighbouring patches.
 
     A glyph covers about five patches; without this start the tower spends most of its training

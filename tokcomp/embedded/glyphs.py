@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from tokcomp.embedded.sources import digits
+
 Split = Literal["train", "test"]
 
 WARPS = 6
@@ -18,13 +20,16 @@ _TRAIN_SHARE = 0.8
 _CANVAS = 48  # glyphs are enlarged from 8x8 to this side before warping
 
 
+def digit_images() -> NDArray[np.float32]:
+    """Every bundled digit as written: pixels ``(n, 8, 8)`` in [0, 1]."""
+    return _digits()[0]
+
+
 @lru_cache(maxsize=1)
 def _digits() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """All bundled digits: pixels ``(n, 8, 8)`` in [0, 1] and labels ``(n,)``."""
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    return bunch.images.astype(np.float32) / 16, bunch.target
+    images, labels = digits()
+    return images.astype(np.float32) / 16, labels.astype(np.int64)
 
 
 @lru_cache(maxsize=2)

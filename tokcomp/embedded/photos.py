@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
+from io import BytesIO
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from tokcomp.embedded.glyphs import Split
+from tokcomp.embedded.sources import photo_file
 
 SHORT_SIDES = (300, 340, 380, 420)
 """Every photo is offered at these sizes of its shorter side."""
@@ -45,16 +46,6 @@ PHOTOS = (
 """The order fixes the photo index of scenes."""
 
 
-def _path(photo: Photo) -> Path:
-    # The wheel's own file is opened, because skimage.data would download what it does not find.
-    import importlib.util
-
-    spec = importlib.util.find_spec(photo.package)
-    if spec is None or spec.origin is None:
-        raise ModuleNotFoundError(f"{photo.package} is needed for the photo {photo.name!r}")
-    return Path(spec.origin).parent / photo.file
-
-
 def train_columns(width: int) -> int:
     """Columns ``[0, n)`` of a photo ``width`` wide belong to train, the rest to test."""
     return int(width * _TRAIN_SHARE)
@@ -63,7 +54,8 @@ def train_columns(width: int) -> int:
 @cache
 def photo_region(index: int, size: int, split: Split) -> NDArray[np.uint8]:
     """Pixels ``(h, w, 3)`` of one photo that ``split`` may use, at ``SHORT_SIDES[size]``."""
-    image = Image.open(_path(PHOTOS[index])).convert("RGB")
+    photo = PHOTOS[index]
+    image = Image.open(BytesIO(photo_file(photo.package, photo.file))).convert("RGB")
     # Cut at full size, before resizing, so that no filter mixes the two regions.
     cut = train_columns(image.width)
     box = (0, 0, cut, image.height) if split == "train" else (cut, 0, image.width, image.height)

@@ -26,13 +26,13 @@ CHAT_TEMPLATE = (
 )
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
+def build_tokenizer(word_ids: dict[str, int] = v.WORD_IDS) -> PreTrainedTokenizerFast:
     """One token per word, lower-cased; prompts are padded on the left for generation."""
-    words = Tokenizer(models.WordLevel(v.WORD_IDS, unk_token=v.UNKNOWN))
+    words = Tokenizer(models.WordLevel(word_ids, unk_token=v.UNKNOWN))
     words.normalizer = normalizers.Lowercase()
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     words.post_processor = processors.TemplateProcessing(
-        single=f"{v.BOS} $A", pair=f"{v.BOS} $A $B", special_tokens=[(v.BOS, v.WORD_IDS[v.BOS])]
+        single=f"{v.BOS} $A", pair=f"{v.BOS} $A $B", special_tokens=[(v.BOS, word_ids[v.BOS])]
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=words,
@@ -47,7 +47,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def build_processor() -> LlavaProcessor:
+def build_processor(word_ids: dict[str, int] = v.WORD_IDS) -> LlavaProcessor:
     """The complete processor; saved next to the weights, `AutoProcessor` loads it from there."""
     images = CLIPImageProcessorPil(
         size={"shortest_edge": IMAGE_SIZE},
@@ -60,7 +60,7 @@ def build_processor() -> LlavaProcessor:
     )
     return LlavaProcessor(
         image_processor=images,
-        tokenizer=build_tokenizer(),
+        tokenizer=build_tokenizer(word_ids),
         patch_size=PATCH_SIZE,
         vision_feature_select_strategy="default",
         image_token=v.IMAGE,

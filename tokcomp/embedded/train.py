@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import shlex
 import sys
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -84,14 +87,71 @@ def training_record(directory: Path, schedules: dict[str, Schedule], command: st
     return {"command": command, "torch": torch.__version__, "stages": stages}
 
 
+def train_tiny(options: argparse.Namespace) -> None:
+    """Train the first model, all its stages or one."""
+    schedules = {name: scaled(SCHEDULES[name], options.scale, options.seed) for name in STAGES}
+    for name in STAGES if options.stage == "all" else (options.stage,):
+        stage = build_stage(name, options.out, schedules)
+        Training(stage, options.out, workers=options.workers).run()
+        if isinstance(stage, JointStage):
+            options_given = f"--scale {options.scale:g} --seed {options.seed} --out DIR"
+            command = f"python -m tokcomp.embedded.train --stage all {options_given}"
+            export(stage.model, options.out / "weights", training_record(options.out, schedules, command))
+
+
+def train_hard(options: argparse.Namespace) -> None:
+    """Train the hard scenes' model, both stages or one."""
+    from tokcomp.embedded.hard import recipe
+
+    machine = recipe.Machine(torch.device(options.device), getattr(torch, options.dtype), options.compile)
+    until = time.monotonic() + (options.deadline or math.inf)
+    schedules = {name: scaled(s, options.scale, options.seed) for name, s in recipe.SCHEDULES.items()}
+    schedules = {name: replace(s, batch=options.batch or s.batch) for name, s in schedules.items()}
+    for name in recipe.STAGES:
+        asked = options.stage in ("all", name)
+        seconds = options.seconds.get(name) if asked else None
+        schedules[name] = recipe.planned(name, options.out, schedules, machine, seconds, options.workers)
+        if not asked:
+            continue
+        stage = recipe.build_stage(name, options.out, schedules, machine)
+        # Only the last stage may be cut off; nothing can follow an unfinished one.
+        limit = until if name == recipe.STAGES[-1] else math.inf
+        Training(stage, options.out, workers=options.workers, save_every=options.save_every, until=limit).run()
+        if isinstance(stage, recipe.LanguageStage):
+            command = "python -m tokcomp.embedded.train " + shlex.join(_without_out(options.words)) + " --out DIR"
+            record = training_record(options.out, schedules, command)
+            record["device"] = recipe.device_name(machine.device)
+            recipe.export(stage.model, options.out / "weights", record)
+
+
+def _without_out(words: list[str]) -> list[str]:
+    return [w for i, w in enumerate(words) if w != "--out" and (i == 0 or words[i - 1] != "--out")]
+
+
+def _seconds(text: str) -> dict[str, float]:
+    """``vision=120,language=300`` as a mapping."""
+    return {name: float(value) for name, _, value in (part.partition("=") for part in text.split(","))}
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tokcomp.embedded.train", description=__doc__)
+    parser.add_argument("--model", choices=("tiny", "tiny-hard"), default="tiny", help="which embedded model")
     parser.add_argument("--stage", choices=(*STAGES, "all"), default="all")
     parser.add_argument("--out", type=Path, required=True, help="directory of checkpoints, logs and weights/")
     parser.add_argument("--scale", type=float, default=1.0, help="multiplies the steps of every stage")
     parser.add_argument("--threads", type=int, default=1, help="threads of the arithmetic")
     parser.add_argument("--workers", type=int, default=0, help="processes that draw scenes ahead")
     parser.add_argument("--seed", type=int, default=0)
+    hard = parser.add_argument_group("tiny-hard alone")
+    hard.add_argument("--device", default="cpu", help="cpu or cuda")
+    hard.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of matrix products")
+    hard.add_argument("--compile", action="store_true", help="compile the layers")
+    hard.add_argument("--batch", type=int, default=0, help="scenes per step, instead of the recipe's")
+    hard.add_argument("--save-every", type=int, default=0, help="steps between checkpoints; 0: with every log line")
+    hard.add_argument("--seconds", type=_seconds, default={}, help="fit the steps to a time: vision=S,language=S")
+    hard.add_argument(
+        "--deadline", type=float, default=0.0, help="cut the last stage off with a checkpoint at so many seconds"
+    )
     return parser
 
 
@@ -99,17 +159,11 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     parser = _parser()
     options = parser.parse_args(arguments)
+    options.words = sys.argv[1:] if arguments is None else arguments
     torch.set_num_threads(options.threads)
     torch.set_flush_denormal(True)
-    schedules = {name: scaled(SCHEDULES[name], options.scale, options.seed) for name in STAGES}
     try:
-        for name in STAGES if options.stage == "all" else (options.stage,):
-            stage = build_stage(name, options.out, schedules)
-            Training(stage, options.out, workers=options.workers).run()
-            if isinstance(stage, JointStage):
-                options_given = f"--scale {options.scale:g} --seed {options.seed} --out DIR"
-                command = f"python -m tokcomp.embedded.train --stage all {options_given}"
-                export(stage.model, options.out / "weights", training_record(options.out, schedules, command))
+        (train_tiny if options.model == "tiny" else train_hard)(options)
     except CheckpointError as error:
         parser.exit(2, f"{error}\n")
     return 0

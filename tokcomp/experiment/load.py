@@ -98,12 +98,15 @@ def model_path(config: ModelConfig) -> str:
         if config.path.startswith(("/", ".", "~")) and not folder.is_dir():
             raise ConfigurationError(f"model.path={config.path} is no folder")
         return str(folder) if folder.is_dir() else config.path
-    from tokcomp.embedded import WEIGHTS
+    from tokcomp.embedded.paths import EMBEDDED, WEIGHTS
 
-    if not (WEIGHTS / "config.json").is_file():
-        raise ConfigurationError(f"the embedded model's weights are missing in {WEIGHTS}: train them with "
-                                 "`python -m tokcomp.embedded.train`, or give model.path")  # fmt: skip
-    return str(WEIGHTS)
+    weights = EMBEDDED.get(config.name, WEIGHTS)
+    if not (weights / "config.json").is_file():
+        raise ConfigurationError(
+            f"the embedded model's weights are missing in {weights}: train them with "
+            f"`python -m tokcomp.embedded.train --model {config.name} --out DIR`, or give model.path"
+        )
+    return str(weights)
 
 
 def _loading(config: ModelConfig, load: Callable[[], Any]) -> Any:

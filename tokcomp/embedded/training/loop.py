@@ -11,7 +11,7 @@ import math
 import time
 import zlib
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -62,8 +62,8 @@ class Stage(Protocol):
     def batch(self, step: int) -> Any:
         """The data of ``step``: a pure function of ``(seed, stage, step)``; may run elsewhere."""
 
-    def loss(self, batch: Any) -> tuple[Tensor, dict[str, float]]:
-        """Loss to descend and figures to log."""
+    def loss(self, batch: Any) -> tuple[Tensor, Mapping[str, float | Tensor]]:
+        """Loss to descend and figures to log; NaN for a figure that the batch says nothing about."""
 
     def held_out(self) -> dict[str, float]:
         """Figures on scenes of the test split; they steer nothing."""
@@ -87,8 +87,12 @@ class _Steps(Dataset[Any]):
         return self.stage.batch(step)
 
 
-def _batches(stage: Stage, first: int, last: int, workers: int) -> Iterator[Any]:
-    loader = DataLoader(_Steps(stage), batch_size=None, sampler=range(first, last), num_workers=workers)
+def step_batches(stage: Stage, first: int, last: int, workers: int) -> Iterator[Any]:
+    """The batches of steps ``first`` to ``last``, drawn ahead by ``workers`` processes."""
+    pinned = next(stage.trained().parameters()).is_cuda
+    loader = DataLoader(
+        _Steps(stage), batch_size=None, sampler=range(first, last), num_workers=workers, pin_memory=pinned
+    )
     return iter(loader)
 
 
@@ -111,6 +115,12 @@ def checkpoint_path(directory: Path, stage_name: str) -> Path:
     return directory / f"{stage_name}.checkpoint"
 
 
+def _mean(values: list[float | Tensor]) -> float:
+    """Mean over the batches that say something, NaN if none does."""
+    told = [value for value in map(float, values) if not math.isnan(value)]
+    return round(sum(told) / len(told), 4) if told else math.nan
+
+
 @dataclass
 class Training:
     """One stage being trained in a directory.
@@ -121,6 +131,8 @@ class Training:
         every: steps between two lines of the log, each with a checkpoint.
         exam_every: steps between two examinations on held-out scenes.
         workers: processes that draw scenes ahead; 0 draws them in line. Results are the same.
+        save_every: steps between two checkpoints, a multiple of ``every``; 0: one with every line of the log.
+        until: `time.monotonic` at which to stop with a checkpoint, whatever the step.
     """
 
     stage: Stage
@@ -128,6 +140,8 @@ class Training:
     every: int = 100
     exam_every: int = 500
     workers: int = 0
+    save_every: int = 0
+    until: float = math.inf
 
     def __post_init__(self) -> None:
         self.optimizer = _optimizer(self.stage)
@@ -139,25 +153,34 @@ class Training:
         """The stage's checkpoint."""
         return checkpoint_path(self.directory, self.stage.name)
 
+    @property
+    def log(self) -> Path:
+        """The stage's figures, one JSON object a line."""
+        return self.directory / f"{self.stage.name}.jsonl"
+
     def run(self, stop_at: int | None = None) -> None:
         """Train from the last checkpoint, if any, up to ``stop_at`` or the end of the schedule."""
         self.directory.mkdir(parents=True, exist_ok=True)
         if self.path.exists():
             self._restore()
         last = min(stop_at or self.stage.schedule.steps, self.stage.schedule.steps)
-        figures: dict[str, list[float]] = defaultdict(list)
+        figures: dict[str, list[float | Tensor]] = defaultdict(list)
         started, first = time.monotonic(), self.step
-        batches = _batches(self.stage, first, last, self.workers)
+        batches = step_batches(self.stage, first, last, self.workers)
         for batch in tqdm(batches, desc=self.stage.name, initial=first, total=last, mininterval=10):
-            for name, value in self._descend(batch).items():
+            for name, value in self.descend(batch).items():
                 figures[name].append(value)
-            if self.step % self.every == 0 or self.step == last:
+            stop = self.step == last or time.monotonic() > self.until
+            if stop or self.step % self.every == 0:
                 scenes = (self.step - first) * self.stage.schedule.batch
                 self.images_per_second = scenes / (time.monotonic() - started)
-                self._report(figures, last)
+                self._report(figures, stop)
                 figures.clear()
+            if stop:
+                break
 
-    def _descend(self, batch: Any) -> dict[str, float]:
+    def descend(self, batch: Any) -> dict[str, float | Tensor]:
+        """One step of the optimizer; returns its figures."""
         factor = self.stage.schedule.factor(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = self.stage.schedule.rate * factor
@@ -168,17 +191,19 @@ class Training:
         nn.utils.clip_grad_norm_(learning, 1.0)
         self.optimizer.step()
         self.step += 1
-        return {"loss": loss.item(), **figures}
+        # Kept as tensors: reading a number would make the device wait at every step.
+        return {"loss": loss.detach(), **figures}
 
-    def _report(self, figures: dict[str, list[float]], last: int) -> None:
+    def _report(self, figures: dict[str, list[float | Tensor]], last: bool) -> None:
         line: dict[str, Any] = {"stage": self.stage.name, "step": self.step, "of": self.stage.schedule.steps}
         line["scenes_per_second"] = round(self.images_per_second, 1)
-        line.update({name: round(float(np.mean(values)), 4) for name, values in figures.items()})
-        if self.step % self.exam_every == 0 or self.step == last:
+        line.update({name: _mean(values) for name, values in figures.items() if not math.isnan(_mean(values))})
+        if self.step % self.exam_every == 0 or last:
             line["held_out"] = {name: round(value, 4) for name, value in self.stage.held_out().items()}
-        with (self.directory / f"{self.stage.name}.jsonl").open("a") as log:
+        with self.log.open("a") as log:
             log.write(json.dumps(line) + "\n")
-        save_checkpoint(self.path, self._state())
+        if last or not self.save_every or self.step % self.save_every == 0:
+            save_checkpoint(self.path, self._state())
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -193,3 +218,6 @@ class Training:
         self.stage.trained().load_state_dict(content["weights"])
         self.optimizer.load_state_dict(content["optimizer"])
         self.step = content["step"]
+        # Lines of steps that will be done again.
+        lines = self.log.read_text().splitlines(keepends=True)
+        self.log.write_text("".join(line for line in lines if json.loads(line)["step"] <= self.step))

@@ -51,19 +51,19 @@ class Tower(nn.Module):
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Projected patches (b, 144, 128) and the head's logits on the class token (b, 35)."""
-        hidden, tower = features_before_last(self.tower, pixels), _encoder(self.tower)
+        hidden, tower = features_before_last(self.tower, pixels), encoder_of(self.tower)
         final = _class_row(tower.encoder.layers[-1], hidden)
         return self.projector(hidden[:, 1:]), self.head(tower.post_layernorm(final))
 
 
-def _encoder(tower: CLIPVisionModel) -> CLIPVisionModel:
+def encoder_of(tower: CLIPVisionModel) -> CLIPVisionModel:
     # Older transformers wrap the tower once more.
     return getattr(tower, "vision_model", tower)
 
 
 def features_before_last(tower: CLIPVisionModel, pixels: Tensor) -> Tensor:
     """Class token and patches (b, 145, 128) before the tower's last layer, where LLaVA reads."""
-    encoder = _encoder(tower)
+    encoder = encoder_of(tower)
     hidden = encoder.pre_layrnorm(encoder.embeddings(pixels))
     for layer in encoder.encoder.layers[:-1]:
         hidden = layer(hidden, attention_mask=None)
