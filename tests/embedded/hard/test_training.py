@@ -11,23 +11,16 @@ import pytest
 import torch
 from transformers import LlavaForConditionalGeneration
 
-from tokcomp.embedded.hard import recipe, stages
+from tokcomp.embedded.hard import language_stage, recipe, vision_stage
 from tokcomp.embedded.hard import vocabulary as v
 from tokcomp.embedded.hard.architecture import BLIND_LAYERS, DIGITS_FROM, build_model, readers, unreadable
 from tokcomp.embedded.hard.codes import FIRST_CODE, SPANS, WIDTH, meanings, word_embeddings
 from tokcomp.embedded.hard.forward import Forward
-from tokcomp.embedded.hard.packing import draw_questions, encode, facts_of, pack
+from tokcomp.embedded.hard.language_stage import LanguageBatch, LanguageStage, gaze_loss, glyphs_first, kind_shares
+from tokcomp.embedded.hard.packing import assemble, draw_questions, encode, facts_of, pack
 from tokcomp.embedded.hard.recipe import Machine
 from tokcomp.embedded.hard.scenes import draw_plans, paint
-from tokcomp.embedded.hard.stages import (
-    LanguageBatch,
-    LanguageStage,
-    Scenes,
-    Tower,
-    glyphs_first,
-    kind_shares,
-    normalised,
-)
+from tokcomp.embedded.hard.vision_stage import Scenes, Tower, normalised
 from tokcomp.embedded.train import main
 from tokcomp.embedded.training.loop import Schedule, Training
 
@@ -37,7 +30,8 @@ MACHINE = Machine(torch.device("cpu"), torch.float32)
 
 @pytest.fixture(autouse=True)
 def _small_exams(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stages, "_EXAM_SCENES", 2)
+    for module in (vision_stage, language_stage):
+        monkeypatch.setattr(module, "EXAM_SCENES", 2)
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +126,7 @@ def test_packed_answers_agree_with_the_whole_model(model: LlavaForConditionalGen
     )
     losses, weights = [], []
     with torch.no_grad():
-        packed = stage.answered(batch, "test")
+        packed, _ = stage.answered(batch, "test")
         pixels = normalised(paint(plans.tensors(), "test")[0])
         for _, question in row:
             asked, answered = encode(question)
@@ -182,3 +176,34 @@ def test_glyphs_are_kept_first() -> None:
         kept = owner[row][alive[row]]
         assert set(kept.tolist()) - {-1} == set(np.flatnonzero(plans.digit[row] >= 0).tolist())
         assert (kept >= 0).all() or (owner[row] >= 0).sum() == (kept >= 0).sum()
+
+
+def test_guided_attention_is_the_models_own(model: LlavaForConditionalGeneration) -> None:
+    plans = draw_plans(np.random.default_rng(0), "test", 1)
+    row = draw_questions(facts_of(plans.digit, plans.colour)[0], random.Random(0), kind_shares(1))[:2]
+    questions = pack([row])
+    asked, _ = encode(row[0][1])
+    ids = torch.tensor([[*v.ids((v.BOS, "user", ":")), *[v.WORD_IDS[v.IMAGE]] * 144, *asked]])
+    pixels = normalised(paint(plans.tensors(), "test")[0])
+    eager = LlavaForConditionalGeneration(model.config)
+    eager.load_state_dict(model.state_dict())
+    eager.set_attn_implementation("eager")
+    forward = Forward(model, torch.float32)
+    with torch.no_grad():
+        expected = eager(input_ids=ids, pixel_values=pixels, output_attentions=True).attentions
+        features = forward.project(forward.features(pixels)[0][:, 1:])
+        embeddings = model.get_input_embeddings().weight
+        fed = assemble(questions, features, torch.ones(1, 144).bool(), torch.tensor([True]), embeddings, torch.float32)
+        _, looks = forward.language(fed.embeddings, fed.mask, fed.positions, questions.ends, 6)
+    assert len(looks) == 4
+    for look, attention in zip(looks, expected[6:], strict=True):
+        assert torch.allclose(look[0, 1, : ids.shape[1]], attention[0].mean(0)[-1], atol=1e-5)
+
+
+def test_gaze_is_best_when_even_on_glyphs() -> None:
+    glyph = torch.tensor([[True, True, False, False]])
+    rows = torch.tensor([[True, False]])
+    even, uneven, off = (torch.tensor([[a, [1.0, 1, 1, 1]]]) for a in ([4.0, 4, 0, 0], [7.0, 1, 0, 0], [1.0, 1, 1, 1]))
+    assert gaze_loss(even, glyph, rows).item() == pytest.approx(np.log(2))
+    assert gaze_loss(uneven, glyph, rows) > gaze_loss(even, glyph, rows)
+    assert gaze_loss(off, glyph, rows).item() == pytest.approx(np.log(4))

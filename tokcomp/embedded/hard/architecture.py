@@ -21,7 +21,7 @@ MAX_NEW_TOKENS = 32
 
 BLIND_LAYERS = 2
 """The first layers read nothing of what a patch shows."""
-DIGITS_FROM = 4
+DIGITS_FROM = 5
 """Layers before this one cannot read which digit a patch shows; colour and place they can, from `BLIND_LAYERS` on."""
 
 _MATCHED = (("colour", "layer"), ("digit",), ("cell", "row", "column"))

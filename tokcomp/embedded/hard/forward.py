@@ -36,6 +36,21 @@ def language_layer(
     return x + F.linear(F.silu(F.linear(normed, gate)) * F.linear(normed, up), down)
 
 
+def attention_rows(
+    x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, eps: float, weights: tuple[Tensor, ...], rows: Tensor
+) -> Tensor:
+    """What the positions ``rows`` (b, q) of a Llama layer's input (b, t, d) attend to, mean over heads (b, q, t)."""
+    norm, query, key = weights[:3]
+    width, place = cos.shape[-1], rows[..., None]
+    normed = F.rms_norm(x, x.shape[-1:], norm, eps)
+    asking = normed.gather(1, place.expand(-1, -1, x.shape[-1]))
+    turns = (angle[:, 0].gather(1, place.expand(-1, -1, width))[:, None] for angle in (cos, sin))
+    q = _turned(F.linear(asking, query).unflatten(-1, (-1, width)).transpose(1, 2), *turns)
+    k = _turned(F.linear(normed, key).unflatten(-1, (-1, width)).transpose(1, 2), cos, sin)
+    seen = mask[:, 0].gather(1, place.expand(-1, -1, mask.shape[-1]))
+    return ((q @ k.transpose(2, 3)).float() * width**-0.5 + seen[:, None].float()).softmax(-1).mean(1)
+
+
 def tower_layer(x: Tensor, heads: int, weights: tuple[Tensor, ...]) -> Tensor:
     """One CLIP layer on (b, n, d)."""
     norm1, bias1, wq, bq, wk, bk, wv, bv, wo, bo, norm2, bias2, w1, b1, w2, b2 = weights
@@ -92,17 +107,24 @@ class Forward:
             projected: Tensor = self.model.model.multi_modal_projector(patches)
         return projected.float()
 
-    def language(self, embeddings: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
-        """Normed final hidden states (b, t, d) of embeddings under an additive mask (b, 1, t, t)."""
+    def language(
+        self, embeddings: Tensor, mask: Tensor, positions: Tensor, rows: Tensor | None = None, first: int = 0
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Normed final hidden states (b, t, d) of embeddings under an additive mask (b, 1, t, t).
+
+        With ``rows`` (b, q), also what these positions attend to (b, q, t) in every layer from ``first`` on.
+        """
         language = self.model.model.language_model
         cos, sin = language.rotary_emb(embeddings, positions)
         cos, sin = cos[:, None].to(self.dtype), sin[:, None].to(self.dtype)
         hidden, eps = embeddings, language.config.rms_norm_eps
         with self._autocast(embeddings.device):
-            run = self._layers()[0]
-            for layer in language.layers:
+            run, looks = self._layers()[0], []
+            for depth, layer in enumerate(language.layers):
+                if rows is not None and depth >= first:
+                    looks.append(attention_rows(hidden, cos, sin, mask, eps, language_weights(layer), rows))
                 hidden = run(hidden, cos, sin, mask, eps, language_weights(layer))
-        return F.rms_norm(hidden, hidden.shape[-1:], language.norm.weight, eps)
+        return F.rms_norm(hidden, hidden.shape[-1:], language.norm.weight, eps), looks
 
 
 def language_weights(layer: nn.Module) -> tuple[Tensor, ...]:

@@ -8,6 +8,7 @@ the same shapes; dropped visual tokens stay in place and nobody sees them.
 from __future__ import annotations
 
 import random
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -34,7 +35,8 @@ class PackedQuestions(NamedTuple):
 
     ``labels`` hold the next id where an answer is to be predicted, else -1, and ``weights`` what that prediction weighs;
     ``segments`` number a row's questions from 1, 0 in padding; ``offsets`` count from each question's first word;
-    ``kinds`` (b, 32) index `KIND_NAMES` by question, -1 where there is none.
+    ``kinds`` (b, 32) index `KIND_NAMES` by question, -1 where there is none; ``ends`` (b, 32) are the places in the whole
+    sequence of the last token before each question's answer.
     """
 
     tokens: Tensor
@@ -43,6 +45,7 @@ class PackedQuestions(NamedTuple):
     segments: Tensor
     offsets: Tensor
     kinds: Tensor
+    ends: Tensor
 
 
 def encode(question: Question) -> tuple[list[int], list[int]]:
@@ -72,6 +75,7 @@ def pack(rows: list[list[tuple[int, Question]]]) -> PackedQuestions:
     tokens, labels = np.zeros(shape, np.int64), np.full(shape, -1, np.int64)
     weights, segments, offsets = np.zeros(shape, np.float32), np.zeros(shape, np.int64), np.zeros(shape, np.int64)
     kinds = np.full((len(rows), MOST_QUESTIONS), -1, np.int64)
+    ends = np.zeros((len(rows), MOST_QUESTIONS), np.int64)
     for place, row in enumerate(rows):
         start = 0
         for number, (kind, question) in enumerate(row, start=1):
@@ -84,8 +88,9 @@ def pack(rows: list[list[tuple[int, Question]]]) -> PackedQuestions:
             segments[place, start:end] = number
             offsets[place, start:end] = range(end - start)
             kinds[place, number] = kind
+            ends[place, number] = BEFORE + start + len(asked) - 1
             start = end
-    return PackedQuestions(*(torch.from_numpy(a) for a in (tokens, labels, weights, segments, offsets, kinds)))
+    return PackedQuestions(*(torch.from_numpy(a) for a in (tokens, labels, weights, segments, offsets, kinds, ends)))
 
 
 class PackedInput(NamedTuple):
@@ -94,6 +99,12 @@ class PackedInput(NamedTuple):
     embeddings: Tensor
     mask: Tensor
     positions: Tensor
+
+
+@cache
+def _prefix_ids(device: torch.device) -> Tensor:
+    # Cached, as a constant made anew would have the device wait.
+    return torch.tensor(_PREFIX, device=device)
 
 
 def assemble(
@@ -110,7 +121,7 @@ def assemble(
         dtype: of the mask.
     """
     rows, device = len(features), features.device
-    prefix = embeddings[_PREFIX].expand(rows, -1, -1)
+    prefix = embeddings[_prefix_ids(device)].expand(rows, -1, -1)
     inputs = torch.cat([prefix, features, F.embedding(questions.tokens, embeddings)], 1)
     before, closed = len(_PREFIX), compact[:, None]
     image_at = before + torch.where(closed, alive.cumsum(1) - 1, torch.arange(PATCHES, device=device))

@@ -16,8 +16,9 @@ from transformers import LlavaForConditionalGeneration
 from tokcomp.embedded.hard import vocabulary as v
 from tokcomp.embedded.hard.architecture import build_model
 from tokcomp.embedded.hard.forward import Forward
+from tokcomp.embedded.hard.language_stage import LanguageStage
 from tokcomp.embedded.hard.scenes import warm_up
-from tokcomp.embedded.hard.stages import LanguageStage, VisionStage
+from tokcomp.embedded.hard.vision_stage import VisionStage
 from tokcomp.embedded.processor import build_processor
 from tokcomp.embedded.training.checkpoint import CheckpointError, load_for_run
 from tokcomp.embedded.training.loop import Schedule, Stage, Training, checkpoint_path, run_settings, step_batches
@@ -25,7 +26,7 @@ from tokcomp.embedded.training.loop import Schedule, Stage, Training, checkpoint
 STAGES = ("vision", "language")
 
 SCHEDULES = {
-    "vision": Schedule(steps=4000, batch=512, rate=1.5e-3, warmup=200, decay=0.03),
+    "vision": Schedule(steps=4000, batch=512, rate=1.2e-3, warmup=300, decay=0.03),
     "language": Schedule(steps=5000, batch=256, rate=1.5e-3, warmup=200, decay=0.01),
 }
 """The budgets that made the shipped weights, on one accelerator."""
