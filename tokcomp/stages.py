@@ -226,6 +226,11 @@ class CachePolicy(Strategy):
         evaluation), instead of leaving it."""
         return False
 
+    def packs(self) -> bool:
+        """Whether heads may keep different numbers of prompt entries, once and for all: they are then stored without padding,
+        so that the memory is the sum of the heads' budgets. Not for policies that act in decoding."""
+        return False
+
     @abstractmethod
     def after_prefill(self, view: CacheView) -> Selection | None:
         """Which prompt entries stay, for all heads (``keep`` ``[b, k]``) or per head (``[b, g, k]``); None: all."""

@@ -23,6 +23,10 @@ OTHER_SETTINGS = {
     "streaming_llm": [{"recent_tokens": 5}, {"keep_ratio": 0.6, "sinks": 0, "positions": "keep", "keep_text": True}],
     "random": [{"keep_tokens": 9, "recent_tokens": 3}, {"keep_ratio": 0.3, "keep_text": True}],
     "mustdrop": [{"first_layer": 0, "positions": "keep"}],
+    "adakv": [
+        {"base": {"name": "knorm", "keep_tokens": 7}, "alpha": 0.5},
+        {"base": {"name": "pyramidkv", "keep_ratio": 0.4}, "allocation": "published"},
+    ],
     "snapkv": [{"keep_tokens": 9, "window": 3, "kernel": 3, "pooling": "max"}, {"heads": "shared", "keep_text": True}],
     "pyramidkv": [{"keep_ratio": 0.4, "window": 2, "beta": 4}, {"rounding": "original"}, {"rounding": "kvpress"}],
     "tova": [{"keep_tokens": 7}, {"current": "stays", "keep_text": True}],

@@ -69,7 +69,13 @@ def measured_kv_bytes(cache: Any) -> KVBytes:
             f"a {type(cache).__name__} has no layers with keys and values: give a transformers Cache"
         )
     seen: set[int] = set()
-    return KVBytes(tuple(_new_storage((layer.keys, layer.values), seen) for layer in layers))
+    return KVBytes(tuple(_new_storage(_tensors(layer), seen) for layer in layers))
+
+
+def _tensors(layer: Any) -> Iterable[Tensor | None]:
+    """A layer's keys and values; a layer that holds more than these two names them all."""
+    named = getattr(layer, "tensors", None)
+    return (layer.keys, layer.values) if named is None else named()
 
 
 def _new_storage(tensors: Iterable[Tensor | None], seen: set[int]) -> int:

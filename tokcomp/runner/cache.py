@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from tokcomp.errors import UnsupportedError
+from tokcomp.ops.packed import Packed
 from tokcomp.runner.apply import gather_entries
 from tokcomp.runner.request import Entries, Request, Sequence
 
@@ -36,6 +37,9 @@ class CompressedLayer(DynamicLayer):
         visible: ``[b, g, m]`` entries that the coming step may see, or None for all; used up by that step.
         rows: ``[b]`` row of the request that each row of the cache belongs to (beams move rows around).
         kin: layers with equal ``kin`` hold the same tokens and share their masks; None where a policy went its own way.
+        packed: entries of heads that hold different numbers of them, without padding; ``keys`` and ``values`` then hold only
+            what came after, and the first m entries above are these, padded.
+        attended: the coming pass reads ``packed`` too.
         memory: what the policy remembers per entry, ``[b, g, m]`` each.
     """
 
@@ -56,10 +60,16 @@ class CompressedLayer(DynamicLayer):
         self.rows: Tensor | None = None
         self.kin: int | None = None
         self.arriving: int | None = None
+        self.packed: Packed | None = None
+        self.attended = False
 
     # -- what transformers calls -------------------------------------------------------------------------------------
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if self.packed is not None and not self.attended:
+            raise UnsupportedError(
+                "this cache was packed by a policy with budgets per head: go on with it inside the `with` block of that policy"
+            )
         keys, values = super().update(key_states, value_states, *args, **kwargs)
         fresh = key_states.shape[-2]
         # In the prefill a layer sees what is left of the prompt, but has "seen" all of it.
@@ -87,7 +97,7 @@ class CompressedLayer(DynamicLayer):
     def reset(self) -> None:
         super().reset()
         self.seen = 0
-        self.valid = self.index = self.offset = self.phase = self.visible = self.rows = self.kin = None
+        self.valid = self.index = self.offset = self.phase = self.visible = self.rows = self.kin = self.packed = None
         self.memory = {}
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
@@ -95,7 +105,9 @@ class CompressedLayer(DynamicLayer):
 
     def batch_select_indices(self, indices: Tensor) -> None:
         if self.is_initialized:
-            self._each_row(lambda x: x.index_select(0, indices) if indices.dtype != torch.bool else x[indices])
+            # Beams change places within their sample, and packed entries of one sample are the same.
+            moved = self.packed is None or self.rows is None or not torch.equal(self.rows[indices], self.rows)
+            self._each_row(lambda x: x.index_select(0, indices) if indices.dtype != torch.bool else x[indices], moved)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         if self.is_initialized:
@@ -105,8 +117,14 @@ class CompressedLayer(DynamicLayer):
 
     @property
     def length(self) -> int:
-        """Entries held, padding included."""
-        return self.keys.shape[-2] if self.is_initialized and self.keys.numel() else 0
+        """Entries held, padding included (packed ones as if they had it)."""
+        packed = 0 if self.packed is None else self.packed.width
+        return packed + (self.keys.shape[-2] if self.is_initialized and self.keys.numel() else 0)
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All keys and values that the layer holds on to."""
+        packed = () if self.packed is None else (self.packed.keys, self.packed.values)
+        return (self.keys, self.values, *packed) if self.is_initialized else ()
 
     def expect(self, sequence: Sequence, seen: int) -> None:
         """The prefill is about to write ``sequence``, which is what is left of ``seen`` prompt tokens."""
@@ -147,8 +165,20 @@ class CompressedLayer(DynamicLayer):
         self.keys, self.values = gather_entries(self.keys, index), gather_entries(self.values, index)
         self._note_entries()
 
-    def _each_row(self, change: Callable[[Tensor], Tensor]) -> None:
+    def pack(self) -> None:
+        """Store the entries without the padding of heads that hold fewer than others; nothing can leave after that."""
+        if self.valid is None:
+            return
+        valid = filled(self.valid, self.length).expand(-1, self.keys.shape[1], -1)
+        self.packed = Packed.pack(self.keys, self.values, valid)
+        # New tensors, not views: the padded ones shall be freed.
+        self.keys, self.values = (x.new_empty(*x.shape[:2], 0, x.shape[3]) for x in (self.keys, self.values))
+        self._note_entries()
+
+    def _each_row(self, change: Callable[[Tensor], Tensor], moved: bool = True) -> None:
         self.keys, self.values = change(self.keys), change(self.values)
+        if self.packed is not None and moved:
+            self.packed = self.packed.rows(change)
         for name in ("valid", "index", "offset", "phase", "visible", "rows"):
             value = getattr(self, name)
             # One row may serve the whole batch; it serves any other batch as well.

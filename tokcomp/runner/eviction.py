@@ -41,6 +41,10 @@ class Evictor:
         """Note what the layer's policy wants to see of the attention that is about to run."""
         run.received = received_attention(run, self.policies[number], query, key, scale)
 
+    def packs(self, number: int) -> bool:
+        """Whether a layer's entries may be packed, so that its attention has to be ours."""
+        return number in self.policies and self.policies[number].packs()
+
     def after_layer(self, run: Pass, layer: CompressedLayer) -> None:
         """Act on a layer that has just run; a policy that wants to know how the prefill ends acts in :meth:`after_pass`."""
         policy = self.policies[layer.number]
@@ -126,6 +130,8 @@ class Evictor:
             self._close_up(layer, keep, before, used, rotate=policy.positions == "rerotate")
         elif anew:
             self._place(layer, keep, before)
+        if policy.packs():
+            layer.pack()
 
     def _check(self, layer: CompressedLayer, policy: CachePolicy, selection: Selection) -> None:
         try:

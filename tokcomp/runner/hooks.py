@@ -12,14 +12,19 @@ from torch import Tensor, nn
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-__all__ = ["AttentionObserver", "Hooks", "base_implementation"]
+__all__ = ["Attender", "AttentionObserver", "Hooks", "base_implementation"]
 
 AttentionObserver = Callable[[Tensor, Tensor, float], None]
 """Called with the query ``[b, h, t, d]``, the keys ``[b, g, l, d]`` (rotary applied, cache included) and the scaling of one
 attention call, before it runs."""
 
+Attender = Callable[[Tensor, Tensor, Tensor, float, dict[str, Any]], Tensor | None]
+"""Called with query ``[b, h, t, d]``, keys, values ``[b, g, l, d]``, scaling and options of one attention call; what it returns
+``[b, h, t, d]`` takes the place of the model's own attention, None leaves the call alone."""
+
 _PREFIX = "tokcomp_"
 _OBSERVERS: WeakKeyDictionary[nn.Module, AttentionObserver] = WeakKeyDictionary()
+_ATTENDERS: WeakKeyDictionary[nn.Module, Attender] = WeakKeyDictionary()
 
 
 def base_implementation(config: Any) -> str:
@@ -28,13 +33,18 @@ def base_implementation(config: Any) -> str:
 
 
 def _observed(base: str) -> Callable[..., Any]:
-    def attention(module: nn.Module, query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> Any:
-        observer = _OBSERVERS.get(module)
+    def attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
+        observer, attender = _OBSERVERS.get(module), _ATTENDERS.get(module)
+        scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
         if observer is not None:
-            observer(query, key, kwargs.get("scaling") or query.shape[-1] ** -0.5)
+            observer(query, key, scale)
+        if attender is not None:
+            output = attender(query, key, value, scale, kwargs)
+            if output is not None:
+                return output.transpose(1, 2).contiguous(), None
         # "eager" is no registered function: every modeling file has its own.
         eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
-        return ALL_ATTENTION_FUNCTIONS.get_interface(base, eager)(module, query, key, *args, **kwargs)
+        return ALL_ATTENTION_FUNCTIONS.get_interface(base, eager)(module, query, key, value, *args, **kwargs)
 
     return attention
 
@@ -77,6 +87,13 @@ class Hooks:
             raise RuntimeError("an attention module can have one observer: detach the other session first")
         _OBSERVERS[attention] = observer
         self._stack.callback(_OBSERVERS.pop, attention, None)
+
+    def attend(self, attention: nn.Module, attender: Attender) -> None:
+        """Let ``attender`` take over calls of this attention module; :meth:`switch` must cover its config."""
+        if attention in _ATTENDERS:
+            raise RuntimeError("an attention module can have one attender: detach the other session first")
+        _ATTENDERS[attention] = attender
+        self._stack.callback(_ATTENDERS.pop, attention, None)
 
     def switch(self, config: Any) -> None:
         """Send the attention of the modules that share ``config`` through our wrapper, which calls the implementation

@@ -19,6 +19,7 @@ from tokcomp.runner.encoded import Encoded
 from tokcomp.runner.eviction import Evictor
 from tokcomp.runner.filtering import Filtering
 from tokcomp.runner.hooks import Hooks
+from tokcomp.runner.packing import attend_packed
 from tokcomp.runner.passes import Pass, to_columns
 from tokcomp.runner.positions import in_planes, next_after
 from tokcomp.runner.prompts import PromptReader
@@ -54,8 +55,11 @@ class LanguageStage:
         watched = [
             number for number in depth if self._filters(number, observing=True) or self._evicts(number, observing=True)
         ]
-        if watched:
+        packing = [number for number in depth if self.evictor is not None and self.evictor.packs(number)]
+        if watched or packing:
             hooks.switch(self.decoder.config)
+        for number in packing:
+            hooks.attend(self.decoder.attentions[number], self._attend_packed)
         for number in watched:
             hooks.observe(self.decoder.attentions[number], self._observer(number))
         for number in depth:
@@ -154,7 +158,8 @@ class LanguageStage:
         first: CompressedLayer = cache.layers[0]
         positions = kwargs.get("position_ids")
         if positions is None:
-            positions = request.next_position[first.rows, None] + torch.arange(fresh, device=tokens.device)
+            following = request.next_position if len(request.next_position) == 1 else request.next_position[first.rows]
+            positions = following[:, None] + torch.arange(fresh, device=tokens.device)
         positions = in_planes(positions, self.decoder.planes)
         request.next_position = next_after(positions)
         self._local.run = Pass(self.decoder, request, False, positions, first_offset=first.offset)
@@ -181,6 +186,8 @@ class LanguageStage:
     # -- around each layer -------------------------------------------------------------------------------------------
 
     def _before_layer(self, number: int) -> Callable[..., Any]:
+        packs = self.evictor is not None and self.evictor.packs(number)
+
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             run = self._pass
             if run is None:
@@ -188,6 +195,7 @@ class LanguageStage:
             hidden: Tensor = args[0] if args else kwargs["hidden_states"]
             if not run.prefill:
                 run.step(number, hidden, kwargs)
+                cache_in(kwargs).layers[number].attended = packs
                 return args, kwargs
             if self.filtering is not None and run.sequence is not None and run.sequence.n_vision:
                 if number == 0:
@@ -210,6 +218,10 @@ class LanguageStage:
                 evictor.after_layer(run, cache.layers[number])
 
         return hook
+
+    def _attend_packed(self, query: Tensor, key: Tensor, value: Tensor, scale: float, options: dict[str, Any]) -> Any:
+        run = self._pass
+        return None if run is None else attend_packed(run, query, key, value, scale, options)
 
     def _observer(self, number: int) -> Callable[[Tensor, Tensor, float], None]:
         filters, evicts = self._filters(number, observing=True), self._evicts(number, observing=True)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tokcomp.errors import UnsupportedError
 from tokcomp.models.adapter import Decoder
+from tokcomp.ops.packed import Packed
 from tokcomp.runner.arguments import cache_in
 from tokcomp.runner.cache import CompressedLayer, filled
 from tokcomp.runner.hooks import base_implementation
@@ -35,6 +36,7 @@ class Pass:
         valid: entries that the layer now running may see ``[b, 1|g, l]``; None for all (decoding only).
         rows: attention rows that the filter asked for, of the layer that has just run; ``keys``: its keys.
         noted: what each filter noted for its later layers, by the filter's id.
+        packed: packed entries of the layer now running, which its attention has to read beside the cache's tensors.
         received: column sums that the policy asked for, of the layer that has just run.
         memo: masks and rotary tables that several layers share.
     """
@@ -51,6 +53,7 @@ class Pass:
     rows: Tensor | None = None
     keys: Tensor | None = None
     noted: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+    packed: Packed | None = None
     received: Tensor | None = None
     memo: dict[Any, Any] = field(default_factory=dict)
 
@@ -79,12 +82,16 @@ class Pass:
         """Give layer ``number`` of a later pass what belongs to its own cache."""
         layers = cache_in(kwargs).layers
         layer: CompressedLayer = layers[number]
+        self.packed = layer.packed
         total = layer.length + hidden.shape[1]
         valid, kin = layer.valid, layer.kin
         if layer.visible is not None:
             valid, kin = (layer.visible if valid is None else layer.visible & filled(valid, layer.length)), None
         self.valid = valid = None if valid is None else filled(valid, total)
-        kwargs["attention_mask"] = self._mask(hidden, total, valid, kin=("layer", number) if kin is None else kin)
+        if layer.packed is not None:
+            kwargs["attention_mask"] = None  # what is seen follows from the entries themselves
+        else:
+            kwargs["attention_mask"] = self._mask(hidden, total, valid, kin=("layer", number) if kin is None else kin)
         if layer.offset is not self.first_offset:
             kwargs["position_ids"], kwargs["position_embeddings"] = None, self._numbering(layers, layer, hidden)
 
