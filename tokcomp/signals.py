@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Literal
 
@@ -66,11 +66,18 @@ class Site:
     """A place in the vision stage where a reducer may act.
 
     ``mid`` lies between attention and MLP of tower block ``layer``, ``block`` after that block, ``features`` on the
-    feature layer that the model selects (before the projector), ``projected`` after the projector.
+    feature layer that the model selects (before the projector), ``projected`` after the projector. A reducer that acts
+    several times at one place numbers its ``turn`` s.
     """
 
     kind: Literal["mid", "block", "features", "projected"]
     layer: int | None = None
+    turn: int = 0
+
+    @property
+    def place(self) -> Site:
+        """The site whatever the turn."""
+        return replace(self, turn=0)
 
     @classmethod
     def mid(cls, layer: int) -> Site:

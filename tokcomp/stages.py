@@ -125,6 +125,11 @@ class VisionReducer(Strategy):
     def reduce(self, view: VisionView) -> Selection:
         """Which tokens survive at ``view.site``."""
 
+    def refuses_without_cls(self) -> bool:
+        """Whether a tower without CLS token will not do."""
+        looks = self.signals() & {Signal.CLS_ATTENTION, Signal.UNSPLIT_ATTENTION}
+        return bool(looks) and self.without_cls == "refuse"
+
     def weighs_attention(self) -> bool:
         """Whether the tower's later blocks add log(size) to the attention logits of merged tokens (ToMe's
         proportional attention)."""

@@ -24,6 +24,13 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "random": [{"keep_tokens": 5}, {"keep_ratio": 0.9, "seed": 7}],
     "uniform": [{"keep_tokens": 5}, {"keep_ratio": 0.9}],
     "pool": [{"window": 3}],
+    "visionzip": [{"dominant": 1, "contextual": 0}, {"keep_tokens": 9, "order": "image"}],
+    "prumerge": [{"keep_tokens": 9, "neighbours": 3}],
+    "prumerge_plus": [{"keep_ratio": 0.5}],
+    "vispruner": [{"keep_tokens": 10, "important_ratio": 0.0}],
+    "evit": [{"layers": [1], "keep_ratio": 0.3, "order": "published"}, {"fuse": False}],
+    "pitome": [{"r": 0.4}],
+    "sequence": [{"steps": ["fastervlm", "vispruner", {"name": "tome", "r": 3}, {"name": "evit", "layers": [1]}]}],
 }
 CASES = [(name, fields) for name in VISION for fields in [{}, *VARIANTS.get(name, [])]]
 BATCHES = [

@@ -50,6 +50,7 @@ def tower_without_cls(feature_layer: int = -2) -> LlavaForConditionalGeneration:
     vision = SiglipVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=5, num_attention_heads=4,
                                 image_size=84, patch_size=14)  # fmt: skip
     config.vision_config, config.vision_feature_layer = vision, feature_layer
+    config.vision_feature_select_strategy = "full"
     torch.manual_seed(0)
     return LlavaForConditionalGeneration(config).eval()
 

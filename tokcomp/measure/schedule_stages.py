@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from tokcomp.errors import ConfigurationError, UnsupportedError
 from tokcomp.measure.assumptions import Assumptions
@@ -56,23 +57,24 @@ def vision_schedule(shape: ModelShape, reducer: VisionReducer | None, image_toke
     """
     tower = require_tower(shape)
     sites = reducer.sites(tower.blocks) if reducer is not None else ()
-    if reducer is not None and shape.merge > 1 and any(site != Site.projected() for site in sites):
+    if reducer is not None and shape.merge > 1 and any(site.place != Site.projected() for site in sites):
         raise UnsupportedError(
             f"'{reducer.name}' acts inside a '{shape.family}' tower, whose patches are merged {shape.merge} to 1 "
             "afterwards: its counts can only be recorded in a run"
         )
     rows_columns = _grid(shape, image_tokens, grid)
 
-    def visit(site: Site, states: States) -> States:
-        if reducer is None or site not in sites:
-            return states
+    def visit(place: Site, states: States) -> States:
+        for site in sites:
+            if reducer is not None and site.place == place:
+                states = _advance(states, partial(ask, site), lambda: assumptions.use("vision", reducer))
+        return states
 
-        def ask(content: Content, alive: Alive) -> Selection:
-            return reducer.reduce(
-                vision_view(content, reducer, site, tower.blocks, alive, grid=rows_columns, n_prefix=tower.prefix)
-            )
-
-        return _advance(states, ask, lambda: assumptions.use("vision", reducer))
+    def ask(site: Site, content: Content, alive: Alive) -> Selection:
+        assert reducer is not None
+        return reducer.reduce(
+            vision_view(content, reducer, site, tower.blocks, alive, grid=rows_columns, n_prefix=tower.prefix)
+        )
 
     states: States = (Alive.all(image_tokens),) * len(CONTENTS)
     entering: list[float] = [image_tokens * shape.merge + tower.prefix]

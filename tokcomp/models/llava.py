@@ -14,6 +14,20 @@ from tokcomp.models.causal import decoder_of
 __all__ = ["build", "clip_tower"]
 
 
+def refuse_cls_features(config: Any, has_cls: bool) -> None:
+    """Raise where the CLS token is among the image tokens, or where a patch is cut off instead of it."""
+    strategy = config.vision_feature_select_strategy
+    if has_cls and strategy != "default":
+        raise UnsupportedError(
+            f"vision_feature_select_strategy='{strategy}' puts the CLS token among the image tokens; tokcomp supports 'default'"
+        )
+    if not has_cls and strategy == "default":
+        raise UnsupportedError(
+            "vision_feature_select_strategy='default' cuts the first token off, and this vision tower has no CLS token there: "
+            "set it to 'full'"
+        )
+
+
 @register_adapter("LlavaForConditionalGeneration", "LlavaModel")
 def build(model: nn.Module) -> Adapter:
     """Adapter of ``LlavaForConditionalGeneration`` (arXiv 2304.08485, 2310.03744).
@@ -23,16 +37,13 @@ def build(model: nn.Module) -> Adapter:
     """
     body: Any = model.model if hasattr(model, "lm_head") else model
     config: Any = body.config
-    if config.vision_feature_select_strategy != "default":
-        raise UnsupportedError(
-            f"vision_feature_select_strategy='{config.vision_feature_select_strategy}' puts the CLS token among the image "
-            "tokens; tokcomp supports 'default'"
-        )
+    tower = clip_tower(body.vision_tower, body.multi_modal_projector, config.vision_feature_layer)
+    refuse_cls_features(config, tower.has_cls)
     return Adapter(
         family="llava",
         model=model,
         decoder=decoder_of(body.language_model),
-        tower=clip_tower(body.vision_tower, body.multi_modal_projector, config.vision_feature_layer),
+        tower=tower,
         multimodal=body,
         modalities=(Modality("image", config.image_token_id, "get_image_features"),),
         embed=body.get_input_embeddings(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -118,16 +119,18 @@ class Encoding:
             return units.reshape(images.n_rows, *[1] * (like.dim() - 3), *units.shape[1:])
         return units.flatten(0, 1)[images.flat].reshape(*[1] * (like.dim() - 2), -1, rows.shape[-1])
 
-    def shorten(self, site: Site, hidden: Tensor) -> Tensor:
+    def shorten(self, sites: Sequence[Site], hidden: Tensor) -> Tensor:
         """Let the reducer act on a block's hidden states ``[i, prefix + k, d]``."""
         n_prefix = self.tower.n_prefix
-        tokens = self.act(site, hidden[:, n_prefix:])
+        tokens = self.act(sites, hidden[:, n_prefix:])
         self.bias = self._attention_bias(hidden.dtype)
         return torch.cat([hidden[:, :n_prefix], tokens], dim=1) if n_prefix else tokens
 
-    def act(self, site: Site, tokens: Tensor) -> Tensor:
-        """Let the reducer decide on patch tokens ``[i, k, d]`` and apply it."""
-        return self.follow(site, self.decide(site, tokens), tokens)
+    def act(self, sites: Sequence[Site], tokens: Tensor) -> Tensor:
+        """Let the reducer decide on patch tokens ``[i, k, d]``, turn by turn, and apply it."""
+        for site in sites:
+            tokens = self.follow(site, self.decide(site, tokens), tokens, more=site != sites[-1])
+        return tokens
 
     def decide(self, site: Site, tokens: Tensor) -> Selection:
         """What the reducer selects at ``site``, ready to be applied."""
@@ -136,14 +139,15 @@ class Encoding:
         who = f"vision strategy '{self.reducer.name}'"
         return clean_selection(selection, self.images.valid, uniform=self.images.uniform, who=who)
 
-    def follow(self, site: Site, selection: Selection, tokens: Tensor) -> Tensor:
-        """Apply a selection to tokens and table."""
+    def follow(self, site: Site, selection: Selection, tokens: Tensor, *, more: bool = False) -> Tensor:
+        """Apply a selection to tokens and table; ``more``: another turn at this place will look at its signals."""
         shortened, sizes = apply_selection(tokens, self.images.sizes, selection, cls_token=self.cls_token)
         self.images.apply(site, selection, sizes)
         index = selection.keep.clamp(min=0)
+        read = self.lasting if site.layer is None or not more else self.lasting | {site.layer}
         # What was seen of a token before stays with the token that stands at its place.
         self.signals = {number: {name: _carried(name, value, index) for name, value in self.signals[number].items()}
-                        for number in self.lasting & self.signals.keys()}  # fmt: skip
+                        for number in read & self.signals.keys()}  # fmt: skip
         return shortened
 
     def _view(self, site: Site, tokens: Tensor) -> VisionView:

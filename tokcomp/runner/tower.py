@@ -27,9 +27,8 @@ from tokcomp.types import Signal, Site
 
 __all__ = ["VisionStage"]
 
-_ATTENTION = frozenset({Signal.CLS_ATTENTION, Signal.UNSPLIT_ATTENTION})
-_INSIDE = _ATTENTION | {Signal.KEYS, Signal.UNSPLIT_KEYS, Signal.CLS_TOKEN}
-"""Signals that come from inside the tower."""
+_OBSERVED = frozenset({Signal.CLS_ATTENTION, Signal.UNSPLIT_ATTENTION, Signal.KEYS, Signal.UNSPLIT_KEYS})
+"""Signals that come from the attention of the tower's blocks."""
 
 
 class VisionStage:
@@ -64,7 +63,7 @@ class VisionStage:
     def _refuse_unmet(self, reducer: VisionReducer) -> None:
         tower = self.tower
         depth, who = len(tower.blocks), f"vision strategy '{reducer.name}'"
-        if reducer.signals() & _ATTENTION and not self.tower.has_cls and reducer.without_cls == "refuse":
+        if not self.tower.has_cls and reducer.refuses_without_cls():
             raise CompatibilityError(
                 f"{who} needs the attention of a CLS token, and this vision tower has none; use a strategy without that "
                 "need, or one that takes the attention received in its place (`tokcomp show vision/NAME` says so)"
@@ -79,7 +78,7 @@ class VisionStage:
                 f"{who} removes tokens inside the vision tower, which {self.family} does not allow: {tower.sealed}; use a "
                 "strategy that acts on the features (`uniform`, `random`, `fastervlm`...) or one of another stage"
             )
-        signals = reducer.signals() & _INSIDE
+        signals = reducer.signals() & (_OBSERVED | {Signal.CLS_TOKEN})
         if self.tower.feature_block is None and (signals or any(site.layer is not None for site in self.sites)):
             raise CompatibilityError(
                 f"{who} acts inside the vision tower, but this model mixes the features of several tower layers; use a "
@@ -117,14 +116,18 @@ class VisionStage:
         if number == last_needed and self._is_late(Site.block(number)):
             # Only this block's attention is wanted (key tokens); its output goes nowhere.
             hooks.replace_forward(block.module, _probe(block))
-        elif Site.mid(number) in self.sites:
+        elif self._at(Site.mid(number)):
             hooks.replace_forward(block.module, self._halved(number, block))
-        if Site.block(number) in self.sites:
+        if self._at(Site.block(number)):
             hooks.after(block.module, self._after_block(number))
+
+    def _at(self, place: Site) -> list[Site]:
+        """The turns at one place, in order."""
+        return [site for site in self.sites if site.place == place]
 
     def _look(self, reducer: VisionReducer) -> None:
         """Which blocks are observed, and whose signals outlast the block itself."""
-        if not reducer.signals() & (_INSIDE - {Signal.CLS_TOKEN}):
+        if not reducer.signals() & _OBSERVED:
             return
         looks_at = reducer.looks_at(len(self.tower.blocks))
         elsewhere = {block for block in looks_at if block is not None}
@@ -176,23 +179,25 @@ class VisionStage:
         return args, {**kwargs, "attention_mask": bias}
 
     def _halved(self, number: int, block: TowerBlock) -> Callable[..., Tensor]:
+        sites = self._at(Site.mid(number))
+
         def forward(hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
             hidden = block.attend(hidden_states, attention_mask=attention_mask, **kwargs)
-            return block.feed(self._encoding.shorten(Site.mid(number), hidden))
+            return block.feed(self._encoding.shorten(sites, hidden))
 
         return forward
 
     def _after_block(self, number: int) -> Callable[..., Any]:
-        site = Site.block(number)
-        late = self._is_late(site)
+        sites = self._at(Site.block(number))
+        late = self._is_late(sites[0])
 
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
             encoding = self._encoding
             hidden = output[0] if isinstance(output, tuple) else output
             if late:
-                encoding.late.append((site, encoding.decide(site, hidden[:, self.tower.n_prefix :])))
+                encoding.late += [(site, encoding.decide(site, hidden[:, self.tower.n_prefix :])) for site in sites]
                 return None
-            hidden = encoding.shorten(site, hidden)
+            hidden = encoding.shorten(sites, hidden)
             return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
         return hook
@@ -204,8 +209,7 @@ class VisionStage:
         features = encoding.unfolded(args[0])
         for site, selection in encoding.late:
             features = encoding.follow(site, selection, features)
-        if Site.features() in self.sites:
-            features = encoding.act(Site.features(), features)
+        features = encoding.act(self._at(Site.features()), features)
         return (encoding.folded(features, args[0]), *args[1:]), kwargs
 
     def _after_projector(
@@ -214,8 +218,7 @@ class VisionStage:
         encoding = self._encoding
         images, projected = encoding.images, encoding.unfolded(output)
         images.projected_tokens = images.counts() if images.touched else torch.tensor(images.units)
-        if Site.projected() in self.sites:
-            projected = encoding.act(Site.projected(), projected)
+        projected = encoding.act(self._at(Site.projected()), projected)
         real = projected if images.uniform else projected.masked_fill(~images.valid[..., None], 0.0)
         if not bool(torch.isfinite(real).all()):
             raise FeatureError(
