@@ -30,7 +30,7 @@ def llava(
                          vision_feature_select_strategy="default", image_seq_length=(image // patch) ** 2)  # fmt: skip
     config._attn_implementation = attention
     model = LlavaForConditionalGeneration(config).eval()
-    _roughen(model, sharp)
+    roughen(model, sharp)
     return model
 
 
@@ -42,12 +42,13 @@ def llama(*, layers: int = 4, kv_heads: int = 2, attention: str = "sdpa", seed: 
                          pad_token_id=PAD)  # fmt: skip
     config._attn_implementation = attention
     model = LlamaForCausalLM(config).eval()
-    _roughen(model, 3.0)
+    roughen(model, 3.0)
     return model
 
 
 @torch.no_grad()
-def _roughen(model: torch.nn.Module, sharp: float) -> None:
+def roughen(model: torch.nn.Module, sharp: float) -> None:
+    """Random weights of a size at which tokens and attention differ from each other."""
     for name, parameter in model.named_parameters():
         if parameter.dim() >= 2:
             parameter.normal_(0, parameter.shape[-1] ** -0.5 * (sharp if "q_proj" in name or "k_proj" in name else 1.0))

@@ -151,12 +151,17 @@ class Decoder:
         module: the model whose ``forward`` takes ``inputs_embeds`` and runs the layers.
         layers: the decoder layers.
         attentions: their attention modules.
-        rotary: ``(hidden, position_ids) -> (cos, sin)``.
-        inv_freq: the rotary frequencies, for rotating cached keys.
+        rotary: ``(hidden, position_ids, layer) -> (cos, sin)``.
+        inv_freq: ``layer -> `` its rotary frequencies, for rotating cached keys; None for a layer without rotation.
         planes: planes of position ids that the frequencies turn by: 1, or 3 for multimodal rotary positions (time, row,
             column).
         axes: the plane that each frequency turns by ``[d_rot / 2]``; None for a single plane.
         interleaved: whether rotation pairs neighbouring dimensions, and not the halves.
+        windows: per layer, how many tokens back it sees (its own counted), or None for all; empty: no layer has a window.
+        tables: per layer, the name of the rotary table that it uses; empty: one for all.
+        first_position: position id of a prompt's first token.
+        logits: ``layer -> `` what else its attention does to logits, by the names of
+            :func:`~tokcomp.ops.scores.attention_rows` (``softcap``, ``sinks``).
         config: the decoder's config.
         query_key: queries and keys of a layer that has not run; None where the layers' layout hides them.
         norm: the norm before the output head; None where there is none.
@@ -166,13 +171,25 @@ class Decoder:
     layers: Sequence[nn.Module]
     attentions: Sequence[nn.Module]
     rotary: Callable[..., tuple[Tensor, Tensor]]
-    inv_freq: Callable[[], Tensor]
+    inv_freq: Callable[[int], Tensor | None]
     config: Any
     planes: int = 1
     axes: Callable[[], Tensor | None] = lambda: None
     interleaved: Callable[[], bool] = lambda: False
     query_key: QueryKey | None = None
     norm: Callable[[Tensor], Tensor] | None = None
+    windows: tuple[int | None, ...] = ()
+    tables: tuple[str, ...] = ()
+    first_position: int = 0
+    logits: Callable[[int], dict[str, Any]] = lambda layer: {}
+
+    def window(self, layer: int) -> int | None:
+        """How many tokens back a layer sees, or None for all."""
+        return self.windows[layer] if self.windows else None
+
+    def table(self, layer: int) -> str:
+        """The name of a layer's rotary table."""
+        return self.tables[layer] if self.tables else ""
 
 
 @dataclass(frozen=True)
@@ -187,6 +204,9 @@ class Adapter:
         multimodal: the module whose ``forward`` receives ``input_ids`` and splices image features into the prompt.
         modalities: the kinds of vision input, images first.
         embed: the input embedding table, to recognise placeholders in ``inputs_embeds``.
+        blocks: for models whose image tokens (or prefix) attend in both directions: from the arguments of
+            ``multimodal.forward`` the block of each token ``[b, l]``, -1 for causal ones, or None.
+        blocks_pass_window: in layers with a window, blocks see each other beyond it.
     """
 
     family: str
@@ -196,6 +216,8 @@ class Adapter:
     multimodal: nn.Module | None = None
     modalities: tuple[Modality, ...] = ()
     embed: nn.Module | None = None
+    blocks: Callable[[Mapping[str, Any]], Tensor | None] | None = None
+    blocks_pass_window: bool = False
 
 
 AdapterBuilder = Callable[[nn.Module], Adapter]

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from tokcomp.models.rotary import rotates
+
 __all__ = ["QueryKey", "query_key_of"]
 
 QueryKey = Callable[[int, Tensor, int, tuple[Tensor, Tensor]], tuple[Tensor, Tensor, float]]
@@ -30,6 +32,8 @@ def query_key_of(layers: Sequence[nn.Module]) -> QueryKey | None:
         cos, sin = rotary
         last = cos[..., cos.shape[-2] - rows :, :], sin[..., sin.shape[-2] - rows :, :]
         # The model's function rotates a query and a key at once; with no heads the other one costs nothing.
+        if not rotates(attention):
+            return query, key, float(attention.scaling)
         query = _rotate(attention, query, query[:, :0], last)[0]
         return query, _rotate(attention, key[:, :0], key, (cos, sin))[1], float(attention.scaling)
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["pairs_neighbours", "rotary_axes", "rotary_planes"]
+__all__ = ["pairs_neighbours", "rotary_axes", "rotary_planes", "rotates"]
 
 
 def rotary_planes(rotary: Any) -> int:
@@ -33,10 +33,13 @@ def rotary_axes(rotary: Any) -> Tensor | None:
     return (table[:half] if halves else table[::2]).long()
 
 
-def pairs_neighbours(attention: nn.Module, inv_freq: Tensor) -> bool:
+def pairs_neighbours(attention: nn.Module, inv_freq: Tensor, table: Tensor) -> bool:
     """Whether rotation pairs dimension 2 i with 2 i + 1 (GLM, Cohere) and not i with i + d_rot / 2.
 
     The modeling file's own function is asked: turned by one radian, where does the first dimension go?
+
+    Args:
+        table: a cosine table of the family ``[..., d_rot]``, or half as wide (gpt-oss).
     """
     turn: Any = getattr(sys.modules[type(attention).__module__], "apply_rotary_pos_emb", None)
     width = 2 * inv_freq.shape[0]
@@ -44,6 +47,13 @@ def pairs_neighbours(attention: nn.Module, inv_freq: Tensor) -> bool:
         return False
     unit = torch.zeros(1, 1, 1, width, device=inv_freq.device)
     unit[..., 0] = 1.0
-    angle = torch.ones(1, 1, width, device=inv_freq.device)
+    angle = torch.ones(1, 1, table.shape[-1], device=inv_freq.device)
     turned = turn(unit, unit, angle.cos(), angle.sin())[0]
     return bool(turned[..., 1] != 0)
+
+
+def rotates(attention: Any) -> bool:
+    """Whether a layer rotates queries and keys: SmolLM3 leaves some layers out, Cohere 2 those without a window."""
+    if type(attention).__name__ == "Cohere2Attention" and attention.sliding_window is None:
+        return False
+    return bool(getattr(attention, "use_rope", True))

@@ -1,13 +1,18 @@
-"""The attention that tokens receive from each other: what stands in for a CLS token's attention where there is none."""
+"""The attention that tokens receive from each other: what stands in for a CLS token's attention where there is none, and
+what a cached entry gets where more than causal order decides (windows, blocks, capped logits, sinks)."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from tokcomp.ops.scores import column_sums
+from tokcomp.ops.scores import attention_rows, column_sums
 
-__all__ = ["received_attention", "unsplit"]
+__all__ = ["received_attention", "received_sums", "unsplit"]
+
+_PIECE_BYTES = 32 * 2**20
 
 
 def received_attention(
@@ -36,3 +41,37 @@ def received_attention(
 def unsplit(states: Tensor) -> Tensor:
     """``[b, h, l, d]`` as one head of the full width ``[b, 1, l, h * d]``."""
     return states.transpose(1, 2).flatten(2)[:, None]
+
+
+def received_sums(query: Tensor, key: Tensor, *, scale: float, sees: Callable[[Tensor], Tensor],
+                  row_valid: Tensor | None = None, rows: int | None = None, softcap: float | None = None,
+                  sinks: Tensor | None = None, piece_bytes: int = _PIECE_BYTES) -> Tensor:  # fmt: skip
+    """What :func:`~tokcomp.ops.scores.column_sums` gives for a causal mask, for any mask: per key, the attention that it
+    receives, summed over rows and over the query heads of its group ``[b, g, l]`` float32.
+
+    The map is made a few rows at a time and never held as a whole.
+
+    Args:
+        query: rotated queries ``[b, h, t, d]``, the last t positions of the sequence. ``key``: rotated keys ``[b, g, l, d]``.
+        sees: positions of some rows ``[r]`` -> the keys that they see ``[b|1, 1|h, r, l]`` bool.
+        row_valid: ``[b, t]`` rows that count; None: all.
+        rows: sum only over the last ``rows`` of those; None: over all of them.
+        softcap, sinks: see :func:`~tokcomp.ops.scores.attention_rows`.
+        piece_bytes: the memory that the rows of one piece may take.
+    """
+    b, h, t, _ = query.shape
+    g, length = key.shape[1:3]
+    counted = torch.ones(b, t, dtype=torch.bool, device=query.device) if row_valid is None else row_valid
+    if rows is not None:
+        later = counted.long().flip(1).cumsum(dim=1).flip(1)  # (b, t): valid rows from here on, this one included
+        counted = counted & (later <= rows)
+    keys = key.float()
+    height = max(piece_bytes // (4 * b * h * length), 1)
+    sums = torch.zeros(b, g, length, dtype=torch.float32, device=query.device)
+    for i0 in range(0, t, height):
+        piece = query[:, :, i0 : i0 + height]
+        at = torch.arange(length - t + i0, length - t + i0 + piece.shape[2], device=query.device)
+        attention = attention_rows(piece, keys, scale=scale, mask=sees(at), softcap=softcap, sinks=sinks)
+        attention.mul_(counted[:, None, i0 : i0 + height, None])
+        sums += attention.view(b, g, -1, length).sum(dim=2)
+    return sums

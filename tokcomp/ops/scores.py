@@ -23,7 +23,8 @@ _WIDENING_PRODUCT = TorchVersion(torch.__version__) >= (2, 8)  # bmm(half, half)
 _ROWS = (16, 128)  # the fewest rows of a piece, and as many as make its matrix product efficient
 
 
-def attention_rows(query: Tensor, key: Tensor, *, scale: float, mask: Tensor | None = None) -> Tensor:
+def attention_rows(query: Tensor, key: Tensor, *, scale: float, mask: Tensor | None = None, softcap: float | None = None,
+                   sinks: Tensor | None = None) -> Tensor:  # fmt: skip
     """Softmax attention of the given query rows over all keys ``[b, h, t, l]``, float32.
 
     Args:
@@ -32,9 +33,11 @@ def attention_rows(query: Tensor, key: Tensor, *, scale: float, mask: Tensor | N
         scale: factor of the logits, usually ``d ** -0.5``.
         mask: broadcastable to ``[b, h, t, l]``; bool (True: the row may attend to the key) or an additive float mask,
             in which anything at or below half the lowest number of its dtype hides the key. None: every key is seen.
+        softcap: the logits are squeezed into (-softcap, softcap) by tanh before the mask (Gemma 2).
+        sinks: a learned logit per query head ``[h]`` that takes part in the softmax and belongs to no key (gpt-oss).
 
     Returns:
-        Rows that sum to 1, except rows whose every key is hidden (padding), which are 0.
+        Rows that sum to 1 (less with sinks), except rows whose every key is hidden (padding), which are 0.
 
     Raises:
         ValueError: the shapes disagree.
@@ -42,14 +45,23 @@ def attention_rows(query: Tensor, key: Tensor, *, scale: float, mask: Tensor | N
     b, h, t, d = query.shape
     g, keys = _kv_heads(query, key), key.shape[2]
     logits = _exact_product(query.reshape(b, g, h // g * t, d), key, scale).view(b, h, t, keys)
+    if softcap is not None:
+        logits = logits.div_(softcap).tanh_().mul_(softcap)
     if mask is None:
-        return logits.softmax(dim=-1)
+        return _softmax(logits, sinks)
     visible = mask
     if mask.dtype != torch.bool:
         visible = mask > torch.finfo(mask.dtype).min / 2
         logits += mask.float()
-    rows = logits.masked_fill_(~visible, _HIDDEN).softmax(dim=-1)
+    rows = _softmax(logits.masked_fill_(~visible, _HIDDEN), sinks)
     return rows.mul_(visible.any(dim=-1, keepdim=True))
+
+
+def _softmax(logits: Tensor, sinks: Tensor | None) -> Tensor:
+    if sinks is None:
+        return logits.softmax(dim=-1)
+    sink = sinks.float()[None, :, None, None].expand(logits.shape[0], -1, logits.shape[2], 1)
+    return torch.cat([logits, sink], dim=-1).softmax(dim=-1)[..., :-1]
 
 
 def _exact_product(query: Tensor, key: Tensor, scale: float) -> Tensor:

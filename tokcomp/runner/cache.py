@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from tokcomp.errors import UnsupportedError
+from tokcomp.models.adapter import Decoder
 from tokcomp.ops.packed import Packed
 from tokcomp.runner.apply import gather_entries
 from tokcomp.runner.request import Entries, Request, Sequence
@@ -41,15 +42,20 @@ class CompressedLayer(DynamicLayer):
             what came after, and the first m entries above are these, padded.
         attended: the coming pass reads ``packed`` too.
         memory: what the policy remembers per entry, ``[b, g, m]`` each.
+        window: the model's own window in this layer (entries further back leave the cache), or None.
+        dense: the entries are consecutive columns, the last one the latest: nothing between them was dropped.
+        aligned: padding, if any, stands on the left, so that the oldest entries come first in every row.
     """
 
     keys: Tensor
     values: Tensor
 
-    def __init__(self, request: Request, number: int) -> None:
+    def __init__(self, request: Request, number: int, window: int | None = None) -> None:
         super().__init__()
         self.request = request
         self.number = number
+        self.window = window
+        self.dense = self.aligned = True
         self.seen = 0
         self.valid: Tensor | None = None
         self.index: Tensor | None = None
@@ -80,6 +86,9 @@ class CompressedLayer(DynamicLayer):
         if later and self.request.reads is not None:
             padding = None if self.valid is None else (~self.valid).sum(dim=2).double().mean(dim=1)
             self.request.reads[self.number].append((self.length, padding))
+        if self.window is not None and self.aligned:
+            # As many entries as the next token can reach at most; dropped ones between them leave some beyond its window.
+            self._forget(self.length - self.window + 1)
         return keys, values
 
     def get_seq_length(self) -> int:
@@ -97,6 +106,7 @@ class CompressedLayer(DynamicLayer):
     def reset(self) -> None:
         super().reset()
         self.seen = 0
+        self.dense = self.aligned = True
         self.valid = self.index = self.offset = self.phase = self.visible = self.rows = self.kin = self.packed = None
         self.memory = {}
 
@@ -135,6 +145,7 @@ class CompressedLayer(DynamicLayer):
         self.phase = at[:, None] if at.dim() == 2 else at.permute(1, 2, 0)[:, None]
         self.rows = torch.arange(sequence.index.shape[0], device=sequence.index.device)
         self.kin = id(sequence)
+        self.dense = sequence.length == seen
         self.arriving = seen
 
     def lag(self, positions: Tensor) -> Tensor:
@@ -162,6 +173,7 @@ class CompressedLayer(DynamicLayer):
             valid = before if valid is None else before & valid
         self.valid = valid
         self.kin = None
+        self.dense, self.aligned = False, self.aligned and not ragged
         self.keys, self.values = gather_entries(self.keys, index), gather_entries(self.values, index)
         self._note_entries()
 
@@ -173,6 +185,18 @@ class CompressedLayer(DynamicLayer):
         self.packed = Packed.pack(self.keys, self.values, valid)
         # New tensors, not views: the padded ones shall be freed.
         self.keys, self.values = (x.new_empty(*x.shape[:2], 0, x.shape[3]) for x in (self.keys, self.values))
+        self._note_entries()
+
+    def _forget(self, oldest: int) -> None:
+        """Let the ``oldest`` entries leave."""
+        if oldest <= 0:
+            return
+        self.keys, self.values = self.keys[:, :, oldest:], self.values[:, :, oldest:]
+        for name in ("valid", "index", "phase"):
+            value = getattr(self, name)
+            if value is not None:
+                setattr(self, name, value[..., oldest:])
+        self.memory = {name: value[..., oldest:] for name, value in self.memory.items()}
         self._note_entries()
 
     def _each_row(self, change: Callable[[Tensor], Tensor], moved: bool = True) -> None:
@@ -197,22 +221,24 @@ def filled(valid: Tensor, length: int) -> Tensor:
     return valid if fresh == 0 else torch.nn.functional.pad(valid, (0, fresh), value=True)
 
 
-def adopt(cache: Any, request: Request, depth: int, *, note_reads: bool) -> None:
+def adopt(cache: Any, request: Request, decoder: Decoder, *, note_reads: bool) -> None:
     """Give an empty cache compressed layers; ``note_reads``: let the request note what every later pass reads.
 
     Raises:
         UnsupportedError: the cache is of a kind whose layers cannot have lengths of their own.
     """
-    plain = isinstance(cache, DynamicCache) and all(type(layer) is DynamicLayer for layer in cache.layers)
+    kinds = {DynamicLayer, DynamicSlidingWindowLayer}
+    plain = isinstance(cache, DynamicCache) and all(type(layer) in kinds for layer in cache.layers)
     if not plain or getattr(cache, "offloading", False):
-        kinds = {type(layer).__name__ for layer in getattr(cache, "layers", [])} or {type(cache).__name__}
+        found = {type(layer).__name__ for layer in getattr(cache, "layers", [])} or {type(cache).__name__}
         raise UnsupportedError(
-            f"a {type(cache).__name__} with {', '.join(sorted(kinds))} cannot be compressed: its layers must be able to "
+            f"a {type(cache).__name__} with {', '.join(sorted(found))} cannot be compressed: its layers must be able to "
             "have different lengths. Use the default dynamic cache (no cache_implementation, no StaticCache)"
         )
+    depth = len(decoder.layers)
     request.entries = [Entries() for _ in range(depth)]
     request.reads = [[] for _ in range(depth)] if note_reads else None
-    cache.layers = [CompressedLayer(request, number) for number in range(depth)]
+    cache.layers = [CompressedLayer(request, number, decoder.window(number)) for number in range(depth)]
 
 
 def bound_request(cache: Any) -> Request | None:

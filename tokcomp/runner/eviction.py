@@ -37,13 +37,15 @@ class Evictor:
         """Whether a layer's attention is to be looked at."""
         return number in self.policies and Signal.RECEIVED_ATTENTION in self.policies[number].signals()
 
-    def observe(self, run: Pass, number: int, query: Tensor, key: Tensor, scale: float) -> None:
+    def observe(self, run: Pass, number: int, query: Tensor, key: Tensor, scale: float,
+                **logits: Any) -> None:  # fmt: skip
         """Note what the layer's policy wants to see of the attention that is about to run."""
-        run.received = received_attention(run, self.policies[number], query, key, scale)
+        run.received = received_attention(run, self.policies[number], query, key, scale, **logits)
 
     def packs(self, number: int) -> bool:
-        """Whether a layer's entries may be packed, so that its attention has to be ours."""
-        return number in self.policies and self.policies[number].packs()
+        """Whether a layer's entries may be packed, so that its attention has to be ours: a softmax over all entries."""
+        plain = self.decoder.window(number) is None and not self.decoder.logits(number)
+        return plain and number in self.policies and self.policies[number].packs()
 
     def after_layer(self, run: Pass, layer: CompressedLayer) -> None:
         """Act on a layer that has just run; a policy that wants to know how the prefill ends acts in :meth:`after_pass`."""
@@ -97,7 +99,8 @@ class Evictor:
             after=prompt.after[rows],
             generated=layer.seen - prompt.valid.shape[1],
             memory=layer.memory,
-            _received=received,
+            # A layer with a window has let go of entries that its attention still read.
+            _received=None if received is None else received[..., received.shape[-1] - length :],
             _final=None if final is None else _column(final, index) & valid,
             _digest=prompt.digest[rows] if prompt.digest is not None and Signal.DIGEST in policy.signals() else None,
         )
@@ -130,7 +133,7 @@ class Evictor:
             self._close_up(layer, keep, before, used, rotate=policy.positions == "rerotate")
         elif anew:
             self._place(layer, keep, before)
-        if policy.packs():
+        if self.packs(layer.number):
             layer.pack()
 
     def _check(self, layer: CompressedLayer, policy: CachePolicy, selection: Selection) -> None:
@@ -146,14 +149,14 @@ class Evictor:
         their slots."""
         valid = layer.valid
         count: Any = layer.length if valid is None else filled(valid, layer.length).sum(dim=-1).amax(dim=-1)
-        layer.offset = layer.request.next_position - count
+        layer.offset = layer.request.next_position - count - self.decoder.first_position
         if before is None:
             return
         slots = torch.arange(layer.length, device=keep.device).expand_as(keep)
         if valid is not None:
             slots = (valid.long().cumsum(dim=-1) - 1).clamp(min=0)
-        moved = slots - gather_entries(before, keep.clamp(min=0))
-        layer.keys = rerotate(layer.keys, moved, self.decoder.inv_freq(), interleaved=self.decoder.interleaved())
+        slots = slots + self.decoder.first_position
+        self._rotate(layer, slots - gather_entries(before, keep.clamp(min=0)))
         layer.phase = slots
 
     def _close_up(self, layer: CompressedLayer, keep: Tensor, before: Tensor, used: Tensor, *,
@@ -168,12 +171,16 @@ class Evictor:
         phase = gather_entries(moved.permute(1, 2, 0).unflatten(0, (b, heads)), index)
         if rotate:
             axes = self.decoder.axes()
-            turns = (phase - gather_entries(before, index))[..., axes]  # (b, g, k, d_rot / 2)
-            layer.keys = rerotate(layer.keys, turns, self.decoder.inv_freq(), interleaved=self.decoder.interleaved())
+            self._rotate(layer, (phase - gather_entries(before, index))[..., axes])  # (b, g, k, d_rot / 2)
         # Heads may lose different numbers of positions; what comes next stands behind all of them.
         down = lag.view(b, heads).amin(dim=1)
         layer.offset = down if layer.offset is None else layer.offset + down
         layer.phase = phase
+
+    def _rotate(self, layer: CompressedLayer, turns: Tensor) -> None:
+        freq = self.decoder.inv_freq(layer.number)
+        if freq is not None:
+            layer.keys = rerotate(layer.keys, turns, freq, interleaved=self.decoder.interleaved())
 
     def _next(self, layer: CompressedLayer) -> Tensor:
         """Position of the coming token in the layer's numbering ``[b|1]``."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -9,7 +11,7 @@ from tokcomp.errors import CompatibilityError
 from tokcomp.models.adapter import Decoder
 from tokcomp.ops.scores import attention_rows
 from tokcomp.runner.apply import clean_selection, gather_tokens, with_protected
-from tokcomp.runner.masks import causal_rows
+from tokcomp.runner.masks import Visibility, over_heads
 from tokcomp.runner.passes import Pass
 from tokcomp.runner.shortening import shorten
 from tokcomp.stages import PrefillFilter
@@ -59,13 +61,13 @@ class Filtering:
             Signal.KEYS in strategy.signals() or (_asks_rows(strategy) and strategy.attention_of == "this")
         )
 
-    def observe(self, run: Pass, layer: int, query: Tensor, key: Tensor, scale: float) -> None:
+    def observe(self, run: Pass, layer: int, query: Tensor, key: Tensor, scale: float, **logits: Any) -> None:
         """Take from one layer's attention what the filter asked for."""
         strategy = self.acting[layer]
         if Signal.KEYS in strategy.signals():
             run.keys = key
         if _asks_rows(strategy) and strategy.attention_of == "this":
-            run.rows = self._rows(run, query[:, :, -self._height(run, strategy) :], key, scale)
+            run.rows = self._rows(run.sees, query[:, :, -self._height(run, strategy) :], key, scale, logits)
 
     def prepare(self, run: Pass, hidden: Tensor) -> None:
         """Show the embeddings ``[b, l, d]`` to the filters that want to see them."""
@@ -83,9 +85,9 @@ class Filtering:
         assert sequence is not None
         if _asks_rows(strategy) and strategy.attention_of == "next":
             assert self.decoder.query_key is not None
-            assert run.rotary is not None
-            query, key, scale = self.decoder.query_key(layer + 1, hidden, self._height(run, strategy), run.rotary)
-            run.rows = self._rows(run, query, key, scale)
+            tables = run.tables(layer + 1, hidden)
+            query, key, scale = self.decoder.query_key(layer + 1, hidden, self._height(run, strategy), tables)
+            run.rows = self._rows(run.sees_prompt(layer + 1), query, key, scale, self.decoder.logits(layer + 1))
         slots, real = sequence.slots(run.request.prompt)
         view = self._view(run, strategy, layer, hidden, slots, real)
         who = f"prefill strategy '{strategy.name}'"
@@ -99,10 +101,9 @@ class Filtering:
     def _height(self, run: Pass, strategy: PrefillFilter) -> int:
         return 1 if strategy.queries == "last" else run.request.prompt.text_rows
 
-    def _rows(self, run: Pass, query: Tensor, key: Tensor, scale: float) -> Tensor:
-        assert run.sequence is not None
-        mask = causal_rows(query.shape[2], run.sequence.length, run.sequence.valid, query.device)
-        return attention_rows(query, key, scale=scale, mask=mask)
+    def _rows(self, sees: Visibility, query: Tensor, key: Tensor, scale: float, logits: dict[str, Any]) -> Tensor:
+        mask = over_heads(sees.last(query.shape[2], query.device), query.shape[1])
+        return attention_rows(query, key, scale=scale, mask=mask, **logits)
 
     def _view(
         self, run: Pass, strategy: PrefillFilter, layer: int, hidden: Tensor, slots: Tensor, real: Tensor

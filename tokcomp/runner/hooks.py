@@ -14,9 +14,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 __all__ = ["Attender", "AttentionObserver", "Hooks", "base_implementation"]
 
-AttentionObserver = Callable[[Tensor, Tensor, float], None]
+AttentionObserver = Callable[..., None]
 """Called with the query ``[b, h, t, d]``, the keys ``[b, g, l, d]`` (rotary applied, cache included) and the scaling of one
-attention call, before it runs."""
+attention call, before it runs; where the model has them also with ``softcap`` (of the logits) and ``sinks`` ``[h]``."""
 
 Attender = Callable[[Tensor, Tensor, Tensor, float, dict[str, Any]], Tensor | None]
 """Called with query ``[b, h, t, d]``, keys, values ``[b, g, l, d]``, scaling and options of one attention call; what it returns
@@ -37,7 +37,8 @@ def _observed(base: str) -> Callable[..., Any]:
         observer, attender = _OBSERVERS.get(module), _ATTENDERS.get(module)
         scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
         if observer is not None:
-            observer(query, key, scale)
+            others = {"softcap": kwargs.get("softcap"), "sinks": kwargs.get("s_aux")}
+            observer(query, key, scale, **{name: value for name, value in others.items() if value is not None})
         if attender is not None:
             output = attender(query, key, value, scale, kwargs)
             if output is not None:

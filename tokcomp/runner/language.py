@@ -22,7 +22,7 @@ from tokcomp.runner.hooks import Hooks
 from tokcomp.runner.packing import attend_packed
 from tokcomp.runner.passes import Pass, to_columns
 from tokcomp.runner.positions import in_planes, next_after
-from tokcomp.runner.prompts import PromptReader
+from tokcomp.runner.prompts import Given, PromptReader
 from tokcomp.runner.request import Request
 from tokcomp.stages import CachePolicy, PrefillFilter, VisionReducer
 
@@ -91,11 +91,14 @@ class LanguageStage:
             masks = self.reader.placeholders(given.get("input_ids"), given.get("inputs_embeds"))
         # generate() encodes the images first and hands the features on, once or (without a cache) at every step.
         self._local.masks, self._local.counts = masks, self.encoded.expect(masks, outputs, active=self.active)
+        blocks = None if self.adapter.blocks is None else self.adapter.blocks(given)
+        self._local.given = Given(True, given.get("attention_mask"), blocks)
 
     def _before_decoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._local.run = None
         masks, counts = getattr(self._local, "masks", {}), getattr(self._local, "counts", {})
-        self._local.masks, self._local.counts = {}, {}
+        given = getattr(self._local, "given", Given())
+        self._local.masks, self._local.counts, self._local.given = {}, {}, Given()
         kwargs = by_name(module, args, kwargs)
         cache = cache_in(kwargs)
         request = bound_request(cache)
@@ -105,19 +108,22 @@ class LanguageStage:
                 raise UnsupportedError(
                     "a new image in a later turn on a compressed cache is not supported: start a new prompt"
                 )
-            return (), self._continue(request, cache, kwargs)
+            return (), self._continue(request, cache, given, kwargs)
         if not image and (self.adapter.tower is not None or not self.active):
             return None  # text only: exactly as without tokcomp
         if cache is not None and cache.get_seq_length() > 0:
             if self.adapter.tower is None or not self.active:
                 return None  # read before tokcomp was attached: goes on as it began
             raise UnsupportedError("this cache holds a prompt that was read without tokcomp: start with an empty cache")
-        return (), self._begin(self.reader.read(masks, counts, self.encoded.release(), kwargs), kwargs)
+        return (), self._begin(masks, counts, given, kwargs)
 
-    def _begin(self, request: Request, kwargs: dict[str, Any]) -> dict[str, Any]:
+    def _begin(self, masks: dict[str, Tensor], counts: dict[str, list[int]], given: Given,
+               kwargs: dict[str, Any]) -> dict[str, Any]:  # fmt: skip
+        seen = {**kwargs, "attention_mask": given.padding_in(kwargs)}
+        request = self.reader.read(masks, counts, self.encoded.release(), seen)
         self.remember(request)
         if not self.active:
-            sequence = self.reader.untouched(request, kwargs)
+            sequence = self.reader.untouched(request, seen)
             request.layers = [sequence] * len(self.decoder.layers)
             return kwargs
         cache = cache_in(kwargs)
@@ -126,10 +132,11 @@ class LanguageStage:
         self._refuse_half_measures(cache)
         if cache is not None:
             acts = self.evictor is not None and self.evictor.decodes
-            adopt(cache, request, len(self.decoder.layers), note_reads=acts)
-        sequence, kwargs, changed = self.reader.first_sequence(request, {**kwargs, self._cache_name: cache})
-        self._local.run = Pass(self.decoder, request, True, sequence.positions, sequence=sequence, changed=changed)
-        return kwargs
+            adopt(cache, request, self.decoder, note_reads=acts)
+        sequence, seen, changed = self.reader.first_sequence(request, {**seen, self._cache_name: cache})
+        self._local.run = Pass(self.decoder, request, True, sequence.positions, sequence=sequence, changed=changed,
+                               blocks=given.blocks, through=self.adapter.blocks_pass_window)  # fmt: skip
+        return seen if changed else {**seen, "attention_mask": kwargs.get("attention_mask")}
 
     def _refuse_half_measures(self, cache: Any) -> None:
         """Refuse what would run, but not do what was asked."""
@@ -147,10 +154,10 @@ class LanguageStage:
         wanted = kwargs.get("use_cache")
         return bool(self.decoder.config.use_cache if wanted is None else wanted)
 
-    def _continue(self, request: Request, cache: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    def _continue(self, request: Request, cache: Any, given: Given, kwargs: dict[str, Any]) -> dict[str, Any]:
         tokens = kwargs["inputs_embeds"] if kwargs.get("inputs_embeds") is not None else kwargs["input_ids"]
         fresh = tokens.shape[1]
-        mask = kwargs.get("attention_mask")
+        mask = given.padding_in(kwargs)
         if mask is not None and fresh > 1 and not bool(mask[:, -fresh:].all()):
             raise UnsupportedError(
                 "padding in a later turn on a compressed cache is not supported: batch turns of equal length"
@@ -162,7 +169,8 @@ class LanguageStage:
             positions = following[:, None] + torch.arange(fresh, device=tokens.device)
         positions = in_planes(positions, self.decoder.planes)
         request.next_position = next_after(positions)
-        self._local.run = Pass(self.decoder, request, False, positions, first_offset=first.offset)
+        self._local.run = Pass(self.decoder, request, False, positions, first_offset=first.offset,
+                               blocks=given.blocks, through=self.adapter.blocks_pass_window)  # fmt: skip
         # Every layer gets a mask of its own; a 4-D one is what keeps the model from building the full-length mask.
         placeholder = torch.zeros(1, 1, 1, 1, device=tokens.device)
         return {**kwargs, "position_ids": first.lag(positions), "attention_mask": placeholder}
@@ -201,7 +209,6 @@ class LanguageStage:
                 if number == 0:
                     self.filtering.prepare(run, hidden)
                 elif self._filters(number - 1):
-                    run.rotary = run.rotary or kwargs["position_embeddings"]
                     hidden = self.filtering.apply(run, number - 1, hidden)
             run.enter(number, hidden, kwargs)
             return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
@@ -223,16 +230,16 @@ class LanguageStage:
         run = self._pass
         return None if run is None else attend_packed(run, query, key, value, scale, options)
 
-    def _observer(self, number: int) -> Callable[[Tensor, Tensor, float], None]:
+    def _observer(self, number: int) -> Callable[..., None]:
         filters, evicts = self._filters(number, observing=True), self._evicts(number, observing=True)
 
-        def observe(query: Tensor, key: Tensor, scale: float) -> None:
+        def observe(query: Tensor, key: Tensor, scale: float, **logits: Any) -> None:
             run = self._pass
             if run is None:
                 return
             if run.prefill and filters and self.filtering is not None:
-                self.filtering.observe(run, number, query, key, scale)
+                self.filtering.observe(run, number, query, key, scale, **logits)
             if evicts and self.evictor is not None:
-                self.evictor.observe(run, number, query, key, scale)
+                self.evictor.observe(run, number, query, key, scale, **logits)
 
         return observe

@@ -2,47 +2,110 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["causal_rows", "layer_mask"]
+from tokcomp.errors import UnsupportedError
+
+__all__ = ["Visibility", "layer_mask", "over_heads"]
 
 
-def causal_rows(rows: int, length: int, valid: Tensor | None, device: torch.device) -> Tensor | None:
-    """Which of ``length`` keys the last ``rows`` queries may see: bool ``[b|1, 1, rows, length]``, None where all may.
+@dataclass(frozen=True)
+class Visibility:
+    """Which keys of one layer its queries may see, beyond "those that came before".
 
-    Args:
-        valid: keys that are no padding ``[b, length]`` or, per key/value head, ``[b, g, length]``; None: all.
+    Attributes:
+        length: keys of the layer; the queries are the last of them.
+        valid: keys that are no padding ``[b, l]`` or, per key/value head, ``[b, g, l]``; None: all.
+        window: a query sees the keys that stood fewer than this many columns before it in the *uncompressed* sequence, so
+            that dropping tokens never lets it see further; None: however far.
+        columns: those columns ``[b|1, 1|g, l]``, where there is a window.
+        blocks: ``[b, l]`` keys with the same number see each other in both directions (an image, a prefix); -1: none does.
+        through: blocks see each other beyond the window too (PaliGemma); else the window binds them (Gemma 3).
     """
-    seen: Tensor | None = None
-    if rows > 1:
-        last = torch.arange(length - rows, length, device=device)
-        seen = (torch.arange(length, device=device) <= last[:, None])[None, None]
-    if valid is None:
+
+    length: int
+    valid: Tensor | None = None
+    window: int | None = None
+    columns: Tensor | None = None
+    blocks: Tensor | None = None
+    through: bool = False
+
+    @property
+    def plain(self) -> bool:
+        """Causal order is all there is."""
+        return self.valid is None and self.window is None and self.blocks is None
+
+    def rows(self, index: Tensor) -> Tensor:
+        """What the queries at the keys ``index`` ``[r]`` or ``[b, r]`` see: bool ``[b|1, 1|g, r, l]``."""
+        at = index if index.dim() == 2 else index[None]
+        seen = (torch.arange(self.length, device=index.device) <= at[..., None])[:, None]
+        near, same = self._near(at), self._same_block(at)
+        if same is not None and not (self.through and near is not None):
+            seen = seen | same
+        if near is not None:
+            seen = seen & near
+        if same is not None and self.through and near is not None:
+            seen = seen | same
+        if self.valid is not None:
+            seen = seen & (self.valid[:, None, None] if self.valid.dim() == 2 else self.valid[:, :, None])
         return seen
-    keys = valid[:, None, None] if valid.dim() == 2 else valid[:, :, None]
-    return keys.expand(-1, -1, rows, -1) if seen is None else keys & seen
+
+    def last(self, rows: int, device: torch.device) -> Tensor | None:
+        """What the last ``rows`` queries see ``[b|1, 1|g, rows, l]``; None where that is everything."""
+        if rows > 1 or self.window is not None:
+            return self.rows(torch.arange(self.length - rows, self.length, device=device))
+        if self.valid is None:
+            return None
+        return self.valid[:, None, None] if self.valid.dim() == 2 else self.valid[:, :, None]
+
+    def _near(self, at: Tensor) -> Tensor | None:
+        if self.window is None:
+            return None
+        assert self.columns is not None
+        b, g, _ = self.columns.shape
+        columns = self.columns.expand(max(b, at.shape[0]), -1, -1)
+        own = columns.gather(2, at[:, None].expand(columns.shape[0], g, -1))
+        return columns[:, :, None] > own[..., None] - self.window
+
+    def _same_block(self, at: Tensor) -> Tensor | None:
+        if self.blocks is None:
+            return None
+        own = self.blocks.gather(1, at.expand(self.blocks.shape[0], -1))
+        return ((self.blocks[:, None] == own[..., None]) & (own >= 0)[..., None])[:, None]
 
 
-def layer_mask(implementation: str, rows: int, length: int, valid: Tensor | None, *, heads: int, dtype: torch.dtype,
+def over_heads(mask: Tensor | None, heads: int) -> Tensor | None:
+    """A mask per key/value head ``[b, g, r, l]`` as one per query head; others stay as they are."""
+    if mask is None or mask.shape[1] in (1, heads):
+        return mask
+    return mask.repeat_interleave(heads // mask.shape[1], dim=1)
+
+
+def layer_mask(implementation: str, rows: int, sees: Visibility, *, heads: int, dtype: torch.dtype,
                device: torch.device) -> Any:  # fmt: skip
-    """The ``attention_mask`` of one decoder layer with ``rows`` queries and ``length`` keys (its cache included).
+    """The ``attention_mask`` of one decoder layer whose last ``rows`` keys are its queries.
 
     None where the implementation's own causal rule is right; a 2-D padding mask for flash attention; else bool (SDPA)
     or additive (eager) ``[b, 1|h, rows, length]``.
+
+    Raises:
+        UnsupportedError: flash attention, which knows padding and causal order only.
     """
     flash = "flash" in implementation
-    if valid is None and (flash or rows == 1 or (rows == length and implementation == "sdpa")):
+    if flash and (sees.window is not None or sees.blocks is not None):
+        what = "the window over dropped tokens" if sees.window is not None else "blocks that attend in both directions"
+        raise UnsupportedError(
+            f"{implementation} cannot express {what}: load the model with attn_implementation='sdpa'"
+        )
+    if sees.plain and (flash or rows == 1 or (rows == sees.length and implementation == "sdpa")):
         return None
     if flash:
-        return valid
-    mask = causal_rows(rows, length, valid, device)
-    if mask is None:
-        return None
-    if mask.shape[1] not in (1, heads):
-        mask = mask.repeat_interleave(heads // mask.shape[1], dim=1)
-    if implementation == "sdpa":
+        return sees.valid
+    mask = over_heads(sees.last(rows, device), heads)
+    if mask is None or implementation == "sdpa":
         return mask
     return torch.zeros(mask.shape, dtype=dtype, device=device).masked_fill_(~mask, torch.finfo(dtype).min)

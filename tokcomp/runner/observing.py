@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from tokcomp.ops.received import received_sums
 from tokcomp.ops.recency import last
 from tokcomp.ops.scores import attention_rows, column_sums
-from tokcomp.runner.masks import causal_rows
+from tokcomp.runner.masks import over_heads
 from tokcomp.runner.passes import Pass
 from tokcomp.stages import CachePolicy
 
 __all__ = ["received_attention"]
 
 
-def received_attention(run: Pass, policy: CachePolicy, query: Tensor, key: Tensor, scale: float) -> Tensor | None:
+def received_attention(run: Pass, policy: CachePolicy, query: Tensor, key: Tensor, scale: float,
+                       **logits: Any) -> Tensor | None:  # fmt: skip
     """What each entry receives in this pass, summed over its rows and the query heads of its group ``[b, g, l]``; None in
     a later pass of a policy that does not act there."""
     if run.prefill and run.sequence is not None:
         rows, row_valid = _prompt_rows(run, policy)
+        if run.sees.window is not None or run.sees.blocks is not None or logits:
+            return received_sums(query, key, scale=scale, sees=run.sees.rows, row_valid=row_valid, rows=rows, **logits)
         return column_sums(query, key, scale=scale, causal=True, key_valid=run.sequence.valid, row_valid=row_valid,
                            rows=rows)  # fmt: skip
     if not policy.decodes():
         return None
     b, heads, rows_now, _ = query.shape
-    mask = causal_rows(rows_now, key.shape[2], run.valid, query.device)
-    if mask is not None and mask.shape[1] not in (1, heads):
-        mask = mask.repeat_interleave(heads // mask.shape[1], dim=1)
-    attention = attention_rows(query, key, scale=scale, mask=mask)
+    mask = over_heads(run.sees.last(rows_now, query.device), heads)
+    attention = attention_rows(query, key, scale=scale, mask=mask, **logits)
     return attention.view(b, key.shape[1], -1, key.shape[2]).sum(dim=2)
 
 

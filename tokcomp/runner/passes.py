@@ -11,10 +11,11 @@ from torch import Tensor
 from tokcomp.errors import UnsupportedError
 from tokcomp.models.adapter import Decoder
 from tokcomp.ops.packed import Packed
+from tokcomp.runner.apply import gather_tokens
 from tokcomp.runner.arguments import cache_in
 from tokcomp.runner.cache import CompressedLayer, filled
 from tokcomp.runner.hooks import base_implementation
-from tokcomp.runner.masks import layer_mask
+from tokcomp.runner.masks import Visibility, layer_mask
 from tokcomp.runner.request import Prompt, Request, Sequence
 
 __all__ = ["Pass", "padding_of", "to_columns", "whole"]
@@ -31,9 +32,11 @@ class Pass:
         positions: position ids in the model's own numbering ``[b|1, l]`` or ``[p, b|1, l]``.
         sequence: what enters the next layer (prefill only).
         changed: the sequence is not what the model made its masks for.
-        rotary: cos and sin of ``sequence``; None for those that the model computed.
+        moved: nor what it made its rotary tables for.
         first_offset: how the first layer's numbering lags behind, as the pass begins (later passes only).
-        valid: entries that the layer now running may see ``[b, 1|g, l]``; None for all (decoding only).
+        blocks: ``[b, l]`` which of the pass's own tokens attend in both directions, see :class:`Visibility`; None: none.
+        through: those blocks ignore a layer's window.
+        sees: which keys the layer now running may see.
         rows: attention rows that the filter asked for, of the layer that has just run; ``keys``: its keys.
         noted: what each filter noted for its later layers, by the filter's id.
         packed: packed entries of the layer now running, which its attention has to read beside the cache's tensors.
@@ -47,9 +50,11 @@ class Pass:
     positions: Tensor
     sequence: Sequence | None = None
     changed: bool = False
-    rotary: tuple[Tensor, Tensor] | None = None
+    moved: bool = False
     first_offset: Tensor | None = None
-    valid: Tensor | None = None
+    blocks: Tensor | None = None
+    through: bool = False
+    sees: Visibility = field(default_factory=lambda: Visibility(0))
     rows: Tensor | None = None
     keys: Tensor | None = None
     noted: dict[int, dict[str, Tensor]] = field(default_factory=dict)
@@ -71,12 +76,13 @@ class Pass:
         cache = cache_in(kwargs)
         if cache is not None:
             cache.layers[number].expect(sequence, self.request.prompt.valid.shape[1])
-        if self.rotary is not None:
-            kwargs["position_embeddings"] = self.rotary
+        if self.moved:
+            kwargs["position_embeddings"] = self.tables(number, hidden)
+        self.sees = self.sees_prompt(number)
         if self.changed:
             # Layers turn by the tables; from ids with gaps flash attention would take the row for packed sequences.
             kwargs["position_ids"] = None
-            kwargs["attention_mask"] = self._mask(hidden, sequence.length, sequence.valid, kin=id(sequence))
+            kwargs["attention_mask"] = self._mask(hidden, self.sees, kin=id(sequence))
 
     def step(self, number: int, hidden: Tensor, kwargs: dict[str, Any]) -> None:
         """Give layer ``number`` of a later pass what belongs to its own cache."""
@@ -87,20 +93,60 @@ class Pass:
         valid, kin = layer.valid, layer.kin
         if layer.visible is not None:
             valid, kin = (layer.visible if valid is None else layer.visible & filled(valid, layer.length)), None
-        self.valid = valid = None if valid is None else filled(valid, total)
+        valid = None if valid is None else filled(valid, total)
+        self.sees = self._sees_cache(layer, hidden.shape[1], total, valid)
         if layer.packed is not None:
             kwargs["attention_mask"] = None  # what is seen follows from the entries themselves
         else:
-            kwargs["attention_mask"] = self._mask(hidden, total, valid, kin=("layer", number) if kin is None else kin)
+            kwargs["attention_mask"] = self._mask(hidden, self.sees, kin=("layer", number) if kin is None else kin)
         if layer.offset is not self.first_offset:
             kwargs["position_ids"], kwargs["position_embeddings"] = None, self._numbering(layers, layer, hidden)
+
+    def tables(self, number: int, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Rotary tables of the sequence that enters a layer; layers that share a table have the same ones."""
+        assert self.sequence is not None
+        key = ("rotary", self.decoder.table(number), id(self.sequence))
+        if key not in self.memo:
+            self.memo[key] = self.decoder.rotary(hidden, self.sequence.positions, number)
+        tables: tuple[Tensor, Tensor] = self.memo[key]
+        return tables
+
+    def sees_prompt(self, number: int) -> Visibility:
+        """Which keys layer ``number`` may see of the sequence that enters it."""
+        sequence = self.sequence
+        assert sequence is not None
+        prompt, window = self.request.prompt, self.decoder.window(number)
+        if window is not None and prompt.valid.shape[1] <= window:
+            window = None  # it reaches over the whole prompt
+        if window is None and self.blocks is None:
+            return Visibility(sequence.length, sequence.valid)
+        key = ("sees", window, id(sequence))
+        if key not in self.memo:
+            columns = None if window is None else sequence.index[:, None]
+            blocks = None if self.blocks is None else gather_tokens(self.blocks, sequence.index)
+            self.memo[key] = Visibility(sequence.length, sequence.valid, window, columns, blocks, self.through)
+        sees: Visibility = self.memo[key]
+        return sees
+
+    def _sees_cache(self, layer: CompressedLayer, rows: int, total: int, valid: Tensor | None) -> Visibility:
+        window = layer.window
+        if window is not None and (layer.seen + rows <= window or (rows == 1 and layer.dense)):
+            window = None  # it reaches over everything, or the cache holds just what it reaches over
+        columns = blocks = None
+        if window is not None:
+            index = layer.full_index()
+            fresh = torch.arange(layer.seen, layer.seen + rows, device=index.device)
+            columns = torch.cat([index, fresh.expand(*index.shape[:2], rows)], dim=-1)
+        if self.blocks is not None:
+            blocks = torch.nn.functional.pad(self.blocks, (total - rows, 0), value=-1)
+        return Visibility(total, valid, window, columns, blocks, self.through)
 
     def _numbering(self, layers: list[CompressedLayer], layer: CompressedLayer, hidden: Tensor) -> Any:
         """Rotary tables of a layer that numbers its tokens in its own way.
 
         The tables of all such layers are made together: one by one they would cost more than a small model's step.
         """
-        tables = self.memo.setdefault("numbering", {})
+        tables = self.memo.setdefault(("numbering", self.decoder.table(layer.number)), {})
         if id(layer.offset) not in tables:
             offsets = {id(each.offset): each.offset for each in layers if each.offset is not self.first_offset}
             b = hidden.shape[0]
@@ -108,20 +154,20 @@ class Pass:
             planes = self.positions.shape[:-2]
             positions = self.positions.expand(*planes, b, -1).unsqueeze(-3)
             own = positions - torch.stack(lags)[..., None]  # ([p,] numberings, b, l)
-            cos, sin = self.decoder.rotary(hidden, own.flatten(-3, -2))
+            cos, sin = self.decoder.rotary(hidden, own.flatten(-3, -2), layer.number)
             each = (len(lags), b)
             rows = zip(offsets.values(), cos.unflatten(0, each), sin.unflatten(0, each), strict=True)
             # The key is an id: keep the object that it names.
             tables.update({id(lag): (lag, (c, s)) for lag, c, s in rows})
         return tables[id(layer.offset)][1]
 
-    def _mask(self, hidden: Tensor, length: int, valid: Tensor | None, *, kin: Any) -> Any:
-        """The mask of a layer; layers of one ``kin`` have the same one."""
-        key = ("mask", kin, length)
+    def _mask(self, hidden: Tensor, sees: Visibility, *, kin: Any) -> Any:
+        """The mask of a layer; layers of one ``kin`` hold the same tokens and, with equal windows, have the same one."""
+        key = ("mask", kin, sees.length, sees.window)
         if key not in self.memo:
             config = self.decoder.config
             self.memo[key] = layer_mask(
-                base_implementation(config), hidden.shape[1], length, valid, heads=config.num_attention_heads,
+                base_implementation(config), hidden.shape[1], sees, heads=config.num_attention_heads,
                 dtype=hidden.dtype, device=hidden.device,
             )  # fmt: skip
         return self.memo[key]
@@ -142,9 +188,10 @@ def padding_of(mask: Tensor | None, like: Tensor) -> tuple[Tensor, bool]:
     """
     if mask is None:
         return torch.ones(like.shape[:2], dtype=torch.bool, device=like.device), False
-    if mask.dim() != 2:
+    if isinstance(mask, dict) or mask.dim() != 2:
+        what = "made for each kind of layer" if isinstance(mask, dict) else f"of {mask.dim()} dimensions"
         raise UnsupportedError(
-            f"an attention_mask of {mask.dim()} dimensions is not supported while tokcomp is attached: give the 2-D padding mask"
+            f"an attention_mask {what} is not supported while tokcomp is attached: give the 2-D padding mask"
         )
     valid = mask.to(device=like.device, dtype=torch.bool)
     return valid, not bool(valid.all())

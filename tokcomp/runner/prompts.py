@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,7 +19,28 @@ from tokcomp.runner.request import Prompt, Request, Sequence
 from tokcomp.stages import CachePolicy, PrefillFilter, VisionReducer
 from tokcomp.types import Signal
 
-__all__ = ["PromptReader"]
+__all__ = ["Given", "PromptReader"]
+
+
+@dataclass(frozen=True)
+class Given:
+    """What only the multimodal model is told, and its decoder no longer.
+
+    Attributes:
+        called: the decoder runs for a multimodal model, and not on its own.
+        padding: the 2-D padding mask, of which some models make their masks before the decoder is called.
+        blocks: see :class:`~tokcomp.runner.masks.Visibility`.
+    """
+
+    called: bool = False
+    padding: Tensor | None = None
+    blocks: Tensor | None = None
+
+    def padding_in(self, kwargs: dict[str, Any]) -> Tensor | None:
+        """The padding mask of a call of the decoder."""
+        mask = kwargs.get("attention_mask")
+        made = isinstance(mask, dict) or (mask is not None and mask.dim() != 2)
+        return self.padding if made and self.called else mask
 
 
 class PromptReader:
@@ -111,7 +133,8 @@ class PromptReader:
         taken = compress_index(prompt.valid, width)
         valid = None if width == least else prompt.valid.gather(1, taken)
         anew = touched and self.reducer is not None and self.reducer.positions == "renumber"
-        sequence = sequence.take(taken, valid, n_vision=n_vision, uniform=n_vision == fewest, number_anew=anew)
+        sequence = sequence.take(taken, valid, n_vision=n_vision, uniform=n_vision == fewest, number_anew=anew,
+                                 first=self.adapter.decoder.first_position)  # fmt: skip
         if prompt.stands is not None:
             sequence = sequence.reordered(prompt.stands, numbered_anew=anew)
             taken = sequence.index

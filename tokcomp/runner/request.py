@@ -99,16 +99,18 @@ class Sequence:
             return self.sizes.gather(1, columns)
         return prompt.sizes.gather(1, self.index.gather(1, columns))
 
-    def take(self, taken: Tensor, valid: Tensor | None, *, n_vision: int, uniform: bool, number_anew: bool) -> Sequence:
+    def take(self, taken: Tensor, valid: Tensor | None, *, n_vision: int, uniform: bool, number_anew: bool,
+             first: int = 0) -> Sequence:  # fmt: skip
         """The sequence of the columns ``taken`` ``[b, k]``, of which ``valid`` are no padding.
 
-        Numbered anew, the tokens of a row get 0, 1, 2...; where positions have planes see
+        Numbered anew, the tokens of a row get ``first``, ``first`` + 1...; where positions have planes see
         :func:`~tokcomp.runner.positions.close_up`.
         """
         positions, offset = take_columns(self.positions, taken), self.offset
         if number_anew:
             if positions.dim() == 2:
                 anew = torch.arange(taken.shape[1], device=taken.device)[None] if valid is None else renumber(valid)
+                anew = anew + first
                 lag = positions[:, -1] - anew[:, -1]
             else:
                 anew, lag = self._closed_up(taken, valid)

@@ -19,10 +19,10 @@ __all__ = ["shorten"]
 
 def shorten(run: Pass, decoder: Decoder, layer: int, hidden: Tensor, slots: Tensor, real: Tensor, selection: Selection, *,
             number_anew: bool) -> Tensor:  # fmt: skip
-    """Shorten the pass's sequence, and make the rotary tables that belong to it.
+    """Shorten the pass's sequence.
 
     Args:
-        run: the pass; its ``sequence``, ``rotary`` and ``changed`` are set.
+        run: the pass; its ``sequence``, ``changed`` and ``moved`` are set.
         decoder: where it runs.
         layer: the layer that has just run.
         hidden: its output ``[b, l, d]``.
@@ -55,7 +55,8 @@ def shorten(run: Pass, decoder: Decoder, layer: int, hidden: Tensor, slots: Tens
         vision, rank = _vision_ranks(sequence.length, taken, slots, kept, valid)
         rank = rank.clamp(max=k - 1)
         taken = slots.gather(1, selection.keep.clamp(min=0)).gather(1, rank).where(vision, taken)
-    after = sequence.take(taken, valid, n_vision=n_vision, uniform=uniform, number_anew=number_anew)
+    after = sequence.take(taken, valid, n_vision=n_vision, uniform=uniform, number_anew=number_anew,
+                          first=decoder.first_position)  # fmt: skip
     shortened = gather_tokens(hidden, taken)
     if merges:
         assert vision is not None
@@ -67,18 +68,8 @@ def shorten(run: Pass, decoder: Decoder, layer: int, hidden: Tensor, slots: Tens
         rest = sequence.sizes_at(run.request.prompt, taken)
         after = replace(after, sizes=sizes.gather(1, rank).where(vision, rest))
         run.request.merges[layer] = _homes(run, sequence.index.gather(1, slots), selection)
-    run.sequence, run.changed = after, True
-    run.rotary = _rotary(run, decoder, shortened, taken, after, number_anew)
+    run.sequence, run.changed, run.moved = after, True, True
     return shortened
-
-
-def _rotary(run: Pass, decoder: Decoder, hidden: Tensor, taken: Tensor, after: Sequence,
-            number_anew: bool) -> tuple[Tensor, Tensor]:  # fmt: skip
-    if number_anew:
-        return decoder.rotary(hidden, after.positions)
-    assert run.rotary is not None
-    cos, sin = run.rotary
-    return gather_tokens(cos, taken), gather_tokens(sin, taken)
 
 
 def _columns_kept(sequence: Sequence, slots: Tensor, kept: Tensor, real: Tensor) -> Tensor:
