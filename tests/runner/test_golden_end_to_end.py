@@ -18,7 +18,7 @@ from tests.golden_cases import SHIPPED, folders, group, meta, tensors
 from tests.tiny_models import generate
 from tokcomp import Pipeline
 from tokcomp.models.adapter import Adapter
-from tokcomp.models.llava import clip_tower
+from tokcomp.models.towers import clip_tower
 from tokcomp.runner.arguments import cache_in
 from tokcomp.runner.encoded import Encoded
 from tokcomp.runner.hooks import Hooks

@@ -76,9 +76,9 @@ def workload_from_record(record: TraceRecord, shape: ModelShape, *, sample: int 
         # What leaves the last block is not recorded; only SigLIP's pooling head reads it.
         images.append(image_work(shape, reducer, [*entering, entering[-1]], _plain(record.projector_tokens[image])))
         scores += reducer_scores(shape, reducer, entering)
-    text_rows = text if text_rows is None else text_rows
-    scores += filter_scores(strategy, layer_tokens, text_rows)
-    scores += policy_scores(policy, layer_tokens, steps, text_rows)
+    looking: float = text if text_rows is None else text_rows
+    scores += filter_scores(strategy, layer_tokens, looking)
+    scores += policy_scores(policy, layer_tokens, steps, looking)
     return Workload(
         images=tuple(images),
         text_tokens=text,

@@ -6,8 +6,11 @@ An adapter holds references into one model and knows no strategy. Adding a famil
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -76,6 +79,7 @@ class Layout:
         placed: ``[p]`` the unit that each placeholder of the prompt holds, -1 for a separator (a newline token); None where
             the placeholders hold all units in order.
         lengths: placeholders of each image or video, in order.
+        pixels: the pixels of each row, where the rows of the call's pixels are not just that.
     """
 
     grids: tuple[tuple[int, int], ...]
@@ -83,6 +87,7 @@ class Layout:
     lengths: tuple[int, ...]
     members: tuple[Tensor, ...] | None = None
     placed: Tensor | None = None
+    pixels: tuple[Tensor, ...] | None = None
 
     @classmethod
     def one_row_each(cls, rows: int, grid: tuple[int, int], members: Tensor | None = None) -> Layout:
@@ -247,8 +252,10 @@ def find_adapter(model: nn.Module) -> Adapter:
     Raises:
         UnsupportedError: no family fits; the message names the class, the known families and the way out.
     """
-    from tokcomp.models import causal, llava  # noqa: F401  (importing registers)
+    from tokcomp.models import causal
 
+    for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
+        importlib.import_module(f"{__package__}.{module.name}")  # importing registers
     for base in type(model).__mro__:
         if base.__name__ in _BUILDERS:
             return _BUILDERS[base.__name__](model)

@@ -1,4 +1,4 @@
-"""LLaVA and its like: CLIP (or SigLIP) tower, token-wise projector, Llama-like decoder."""
+"""LLaVA and its like: CLIP (or SigLIP, Pixtral) tower, token-wise projector, Llama-like decoder."""
 
 from __future__ import annotations
 
@@ -7,11 +7,17 @@ from typing import Any
 from torch import nn
 
 from tokcomp.errors import UnsupportedError
-from tokcomp.models.adapter import Adapter, Call, Layout, Modality, Tower, register_adapter
-from tokcomp.models.blocks import pre_norm_block
+from tokcomp.models.adapter import Adapter, Modality, register_adapter
 from tokcomp.models.causal import decoder_of
+from tokcomp.models.pixtral import is_pixtral, pixtral_tower
+from tokcomp.models.towers import clip_tower
 
-__all__ = ["build", "clip_tower"]
+__all__ = ["body_of", "build", "build_vip", "refuse_cls_features"]
+
+
+def body_of(model: Any) -> Any:
+    """The multimodal model inside a model with a head."""
+    return model.model if hasattr(model, "lm_head") else model
 
 
 def refuse_cls_features(config: Any, has_cls: bool) -> None:
@@ -35,9 +41,12 @@ def build(model: nn.Module) -> Adapter:
     Raises:
         UnsupportedError: a vision tower of another layout, or image features that include the CLS token.
     """
-    body: Any = model.model if hasattr(model, "lm_head") else model
-    config: Any = body.config
-    tower = clip_tower(body.vision_tower, body.multi_modal_projector, config.vision_feature_layer)
+    body = body_of(model)
+    config, projector = body.config, body.multi_modal_projector
+    if is_pixtral(body.vision_tower):
+        tower = pixtral_tower(body.vision_tower, projector, config.vision_feature_layer)
+    else:
+        tower = clip_tower(body.vision_tower, projector, config.vision_feature_layer)
     refuse_cls_features(config, tower.has_cls)
     return Adapter(
         family="llava",
@@ -50,32 +59,16 @@ def build(model: nn.Module) -> Adapter:
     )
 
 
-def clip_tower(tower: nn.Module, projector: nn.Module, feature_layer: int | list[int]) -> Tower:
-    """The tower of a CLIP-like vision model; ``feature_layer`` indexes its hidden states, as in transformers."""
-    core: Any = getattr(tower, "vision_model", tower)
-    layers = getattr(getattr(core, "encoder", None), "layers", None)
-    if layers is None or not all(
-        hasattr(layers[0], part) for part in ("layer_norm1", "self_attn", "layer_norm2", "mlp")
-    ):
-        raise UnsupportedError(f"the vision tower {type(tower).__name__} has no encoder.layers of CLIP's layout")
-    depth = len(layers)
-    has_cls = hasattr(core.embeddings, "class_embedding")
-    patch: int = core.config.patch_size
-    # hidden_states[0] is the embedding output, hidden_states[k] the output of block k - 1.
-    block = None if isinstance(feature_layer, list | tuple) else feature_layer % (depth + 1) - 1
-
-    def layout(call: Call) -> Layout:
-        rows, _, height, width = call.pixels.shape
-        return Layout.one_row_each(rows, (height // patch, width // patch))
-
-    return Tower(
-        module=tower,
-        blocks=tuple(pre_norm_block(layer) for layer in layers),
-        n_prefix=1 if has_cls else 0,
-        has_cls=has_cls,
-        feature_block=block,
-        entry=projector,
-        exit=projector,
-        layout=layout,
-        config=core.config,
+@register_adapter("VipLlavaForConditionalGeneration", "VipLlavaModel")
+def build_vip(model: nn.Module) -> Adapter:
+    """Adapter of ``VipLlavaForConditionalGeneration`` (arXiv 2312.00784), which mixes the features of several layers."""
+    body = body_of(model)
+    return Adapter(
+        family="vipllava",
+        model=model,
+        decoder=decoder_of(body.language_model),
+        tower=clip_tower(body.vision_tower, body.multi_modal_projector, body.config.vision_feature_layer),
+        multimodal=body,
+        modalities=(Modality("image", body.config.image_token_id, "get_image_features"),),
+        embed=body.get_input_embeddings(),
     )

@@ -114,6 +114,19 @@ class Images:
         return torch.cat([start + torch.arange(count, device=start.device)
                           for start, count in zip(starts, self.units, strict=True)])  # fmt: skip
 
+    @cached_property
+    def placeable(self) -> Tensor | None:
+        """Which units have a placeholder ``[i, n]``; None where all have (a model that unpads its tiles cuts some off)."""
+        placed = self.layout.placed
+        if placed is None:
+            return None
+        known = torch.zeros(sum(self.units), dtype=torch.bool, device=placed.device)
+        known[placed[placed >= 0]] = True
+        if bool(known.all()):
+            return None
+        rows = pad_sequence([*known.split(list(self.units))], batch_first=True)
+        return rows.to(self.valid.device)
+
     @property
     def patch_valid(self) -> Tensor:
         """Which of the tokens in the tower are real ``[i, k]``; as long as nothing was dropped, the patches of each row."""
@@ -150,6 +163,23 @@ class Images:
         self.reordered = self.reordered or not selection.ascending
         self.history.append((site, self.source))
 
+    def settle(self) -> Selection | None:
+        """Let tokens stand at units that have a placeholder, and tell which can stay; None: all of them.
+
+        A token that was merged stands at the first of its units that has one; a token whose units all have none goes.
+        """
+        placeable = self.placeable
+        if placeable is None:
+            return None
+        n = self.n_units
+        unit = torch.arange(n, device=placeable.device).expand_as(placeable)
+        slots = self.origin.new_full((self.n_rows, self.origin.shape[1] + 1), n)
+        source = self.source.where(placeable & (self.source >= 0), self.origin.shape[1])
+        first = slots.scatter_reduce(1, source, unit, "amin")[:, :-1]  # (i, k)
+        home = placeable.gather(1, self.origin)
+        self.origin = self.origin.where(home | (first == n), first)
+        return Selection.from_mask(self.valid & (home | (first < n)))
+
     def alive(self) -> Tensor:
         """Which units a token stands at ``[i, n]``."""
         return self._at_home(self.valid)
@@ -181,9 +211,9 @@ def _protected_after(protected: Tensor, selection: Selection, index: Tensor) -> 
     return after if selection.protect is None else after | selection.protect
 
 
-def pixel_digest(pixel_values: Tensor) -> Tensor:
-    """An integer per image from the bits of its pixels ``[i]`` int64; equal for equal images, whatever their batch."""
-    flat = pixel_values.reshape(pixel_values.shape[0], -1).float().contiguous().view(torch.int32).long()
+def pixel_digest(pixels: Tensor) -> Tensor:
+    """An integer from the bits of one image's pixels, int64; equal for equal images, whatever their batch."""
+    flat = pixels.flatten().float().contiguous().view(torch.int32).long()
     # Odd multipliers that differ from pixel to pixel; int64 arithmetic wraps, which is what a hash wants.
-    weights = torch.arange(flat.shape[1], device=flat.device).mul_(2).add_(1).mul_(-7046029254386353131)
-    return (flat * weights).sum(dim=1)
+    weights = torch.arange(flat.shape[0], device=flat.device).mul_(2).add_(1).mul_(-7046029254386353131)
+    return (flat * weights).sum()

@@ -49,6 +49,7 @@ class VisionStage:
         self.observed: frozenset[int] = frozenset()
         self.lasting: frozenset[int] = frozenset()
         if reducer is not None:
+            self.who = f"vision strategy '{reducer.name}'"
             self.sites = reducer.sites(len(tower.blocks))
             self._refuse_unmet(reducer)
             # Merging in the middle of a block past the feature layer would change nothing that anybody sees.
@@ -62,7 +63,7 @@ class VisionStage:
 
     def _refuse_unmet(self, reducer: VisionReducer) -> None:
         tower = self.tower
-        depth, who = len(tower.blocks), f"vision strategy '{reducer.name}'"
+        depth, who = len(tower.blocks), self.who
         if not self.tower.has_cls and reducer.refuses_without_cls():
             raise CompatibilityError(
                 f"{who} needs the attention of a CLS token, and this vision tower has none; use a strategy without that "
@@ -76,7 +77,7 @@ class VisionStage:
         if tower.sealed and any(site.layer is not None for site in self.sites):
             raise CompatibilityError(
                 f"{who} removes tokens inside the vision tower, which {self.family} does not allow: {tower.sealed}; use a "
-                "strategy that acts on the features (`uniform`, `random`, `fastervlm`...) or one of another stage"
+                "strategy that acts on the features (see `tokcomp list vision`) or one of another stage"
             )
         signals = reducer.signals() & (_OBSERVED | {Signal.CLS_TOKEN})
         if self.tower.feature_block is None and (signals or any(site.layer is not None for site in self.sites)):
@@ -153,9 +154,16 @@ class VisionStage:
         kind, given = self.encoded.call
         layout = self.tower.layout(Call(kind, pixels, by, given))
         self.encoded.check(kind, layout)
+        if layout.members is not None and not self.tower.sealed and any(site.layer is not None for site in self.sites):
+            raise CompatibilityError(
+                f"{self.who} removes tokens inside the vision tower, and in {kind}s of {self.family} several patches become one "
+                "token behind it, which cannot lose some of them; use a strategy that acts on the features (see "
+                "`tokcomp list vision`) or one of another stage"
+            )
         images = Images.fresh(layout, pixels.device, kind)
         if self.digests:
-            images.digest = pixel_digest(pixels)
+            rows = pixels if layout.pixels is None else layout.pixels
+            images.digest = torch.stack([pixel_digest(row) for row in rows])
         self._local.encoding = Encoding(self.tower, self.reducer, images, lasting=self.lasting)
 
     def _count_blocks(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -209,6 +217,9 @@ class VisionStage:
         features = encoding.unfolded(args[0])
         for site, selection in encoding.late:
             features = encoding.follow(site, selection, features)
+        staying = encoding.images.settle()
+        if staying is not None:
+            features = encoding.follow(Site.features(), staying, features)
         features = encoding.act(self._at(Site.features()), features)
         return (encoding.folded(features, args[0]), *args[1:]), kwargs
 

@@ -1,0 +1,75 @@
+"""An independent reference of what a pipeline computes: the full-length sequence through the model's own layers, with the
+dropped tokens masked out of attention and positions as declared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokcomp import Pipeline
+from tokcomp.models.adapter import Adapter, find_adapter
+from tokcomp.runner.arguments import by_name
+
+__all__ = ["dense_inputs", "hidden_of", "masked", "placeholders"]
+
+
+def dense_inputs(model: Any, sample: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
+    """What the decoder, and the mask that each of its layers, gets without tokcomp."""
+    decoder = find_adapter(model).decoder
+    given: dict[str, Any] = {}
+    masks: list[Any] = []
+    handles = [decoder.module.register_forward_pre_hook(
+        lambda module, args, kwargs: given.update(by_name(module, args, kwargs)), with_kwargs=True)]  # fmt: skip
+    for layer in decoder.layers:
+        handles.append(layer.register_forward_pre_hook(
+            lambda module, args, kwargs: masks.append(kwargs.get("attention_mask")), with_kwargs=True))  # fmt: skip
+    model(**sample)
+    for handle in handles:
+        handle.remove()
+    return given, masks
+
+
+def hidden_of(model: Any, sample: dict[str, Any]) -> Tensor:
+    """The decoder's last hidden states ``[b, l, d]`` in the columns of the prompt."""
+    seen: list[Tensor] = []
+    handle = find_adapter(model).decoder.module.register_forward_hook(lambda module, args, out: seen.append(out[0]))
+    model(**sample)
+    handle.remove()
+    return seen[0]
+
+
+def placeholders(adapter: Adapter, ids: Tensor) -> Tensor:
+    """Columns of the vision tokens of one prompt."""
+    tokens = torch.tensor([modality.token_id for modality in adapter.modalities])
+    return torch.isin(ids[0], tokens).nonzero()[:, 0]
+
+
+def masked(model: Any, sample: dict[str, Any], kept: Sequence[Tensor], pipeline: Pipeline) -> tuple[Tensor, Tensor]:
+    """Last hidden states ``[l, d]`` of the full-length sequence, and which columns are alive at the end ``[l]``."""
+    adapter = find_adapter(model)
+    decoder, ids = adapter.decoder, sample["input_ids"]
+    given, masks = dense_inputs(model, sample)
+    hidden, length = given["inputs_embeds"], ids.shape[1]
+    columns = placeholders(adapter, ids)
+    causal = torch.ones(length, length, dtype=torch.bool).tril()
+    position = torch.arange(length) if given.get("position_ids") is None else given["position_ids"].view(-1)[-length:]
+    numbered, last = None, torch.ones(length, dtype=torch.bool)
+    for layer, tokens, mask in zip(decoder.layers, kept, masks, strict=True):
+        alive = torch.ones(length, dtype=torch.bool)
+        alive[columns] = False
+        alive[columns[tokens]] = True
+        if numbered is None or not torch.equal(alive, numbered):
+            stage = pipeline.vision if numbered is None else pipeline.prefill
+            if stage is not None and stage.positions == "renumber" and not bool(alive.all()):
+                position = (alive.long().cumsum(0) - 1).clamp(min=0)
+            numbered = last = alive
+        seen = causal if mask is None else mask[0, 0] if mask.dtype == torch.bool else mask[0, 0] == 0
+        visible = (seen & alive) | torch.eye(length, dtype=torch.bool)
+        rotary = decoder.rotary(hidden, position[None])
+        hidden = layer(hidden, attention_mask=visible[None, None], position_embeddings=rotary)
+        hidden = hidden[0] if isinstance(hidden, tuple) else hidden
+    assert decoder.norm is not None
+    return decoder.norm(hidden)[0], last
