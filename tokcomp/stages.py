@@ -197,6 +197,8 @@ class CachePolicy(Strategy):
     stage: ClassVar[str] = "cache"
     acts_in_decoding: ClassVar[bool] = False
     """Whether :meth:`after_step` is to be called."""
+    layers_alike: ClassVar[bool] = False
+    """Neither ``view.layer`` nor keys and values are read: the runner may ask about several layers as if they were samples."""
 
     positions: Literal["keep", "renumber", "rerotate"] = Field(
         default="keep", description="position of a new token: its true one, or the length of the layer's cache"
@@ -246,7 +248,8 @@ class CachePolicy(Strategy):
 
     def exempt(self, view: CacheView) -> Tensor | None:
         """Entries that must stay by the policy's fields ``[b, g, l]`` bool, or None where there is no such rule."""
-        rules = ([view.protected] if self.respects_protected else []) + ([~view.vision] if self.keep_text else [])
+        marked = self.respects_protected and view.marked
+        rules = ([view.protected] if marked else []) + ([~view.vision] if self.keep_text else [])
         return None if not rules else rules[0] if len(rules) == 1 else rules[0] | rules[1]
 
 

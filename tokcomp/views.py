@@ -215,13 +215,14 @@ class CacheView:
         keys, values: cached entries ``[b, g, l, d_head]``, keys rotated.
         valid: ``[b, g, l]``, False for padding.
         index: position of each entry in the uncompressed sequence ``[b, g, l]``, ascending, -1 for padding.
-        vision: entries of vision tokens ``[b, g, l]`` bool.
-        protected: entries of key tokens ``[b, g, l]`` bool.
+        vision, protected: entries of vision tokens and of key tokens ``[b, g, l]`` bool.
         prompt: tokens of each sample's prompt, vision tokens included, before compression ``[b]``.
         after: text tokens that follow the prompt's last image ``[b]``; all its tokens where it has no image.
         generated: tokens that came after the prompt, in decoding those of this pass included.
-        memory: tensors ``[b, g, l]`` that the policy wants back at the next step. The runner keeps one mapping per
-            request and layer, appends zeros for new entries, drops what leaves the cache and follows beams.
+        memory: tensors ``[b, g, l]`` that the policy wants back at the next step, one mapping per request and layer; the
+            runner appends zeros for new entries, drops what leaves the cache and follows beams.
+        padded, marked: False promises that ``valid`` is all True, ``protected`` all False, without a look at the device.
+        prompt_tokens: the length of every sample's prompt, where it is known to be one; None: ask ``prompt``.
     """
 
     layer: int
@@ -236,6 +237,9 @@ class CacheView:
     after: Tensor
     generated: int = 0
     memory: MutableMapping[str, Tensor]
+    padded: bool = True
+    marked: bool = True
+    prompt_tokens: int | None = None
     _received: Tensor | None = field(default=None, repr=False)
     _final: Tensor | None = field(default=None, repr=False)
     _digest: Tensor | None = field(default=None, repr=False)

@@ -50,6 +50,7 @@ class H2O(CachePolicy):
 
     needs: ClassVar[frozenset[Signal]] = frozenset({Signal.RECEIVED_ATTENTION})
     acts_in_decoding: ClassVar[bool] = True
+    layers_alike: ClassVar[bool] = True
     paper: ClassVar[str] = "H2O, NeurIPS 2023, arXiv 2306.14048"
 
     heavy_ratio: float | None = Field(default=_RATIO, ge=0, le=1, description="heavy hitters, as share of the prompt")
@@ -96,10 +97,36 @@ class H2O(CachePolicy):
         before = view.memory.get("sums")
         sums = view.received if before is None else before + view.received  # (b, g, l)
         view.memory["sums"] = sums
+        known = self._known_budgets(view)
+        if known is not None:
+            return self._kept_of_equal_rows(view, sums, *known)
         if view.n_entries <= (self.heavy_tokens or 0) + (self.recent_tokens or 0) - self.hides():
             return None  # known without asking the device; shares of the prompt never get here
         heavy, recent = self._budgets(view)
         return (self._shown if self.hides() else self._kept)(view, sums, heavy, recent)
+
+    def _known_budgets(self, view: CacheView) -> tuple[int, int] | None:
+        """Heavy and recent entries, where they are the same in every row and nothing has to be asked of the device."""
+        if self.hides() or view.padded or view.prompt_tokens is None or self.exempt(view) is not None:
+            return None
+        heavy = (
+            self.heavy_tokens
+            if self.heavy_tokens is not None
+            else int(view.prompt_tokens * float(self.heavy_ratio or 0))
+        )
+        recent = (
+            self.recent_tokens
+            if self.recent_tokens is not None
+            else int(view.prompt_tokens * float(self.recent_ratio or 0))
+        )
+        return heavy, max(recent, 1)
+
+    def _kept_of_equal_rows(self, view: CacheView, sums: Tensor, heavy: int, recent: int) -> Selection | None:
+        if view.n_entries <= heavy + recent:
+            return None
+        sums = sums.clone()
+        sums[..., -recent:] = torch.inf
+        return Selection.top_k(sums, heavy + recent)
 
     def _budgets(self, view: CacheView) -> tuple[Tensor, Tensor]:
         """Heavy and recent entries of each sample and head, ``[b, g]`` each."""

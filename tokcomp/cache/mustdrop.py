@@ -37,6 +37,7 @@ class MustDrop(CachePolicy):
     """
 
     needs: ClassVar[frozenset[Signal]] = frozenset({Signal.FINAL_TOKENS})
+    layers_alike: ClassVar[bool] = True
     paper: ClassVar[str] = "MustDrop, arXiv 2411.10803"
 
     first_layer: LayerSpec | None = Field(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
+import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
@@ -41,6 +42,7 @@ class StreamingLLM(CachePolicy):
     """
 
     acts_in_decoding: ClassVar[bool] = True
+    layers_alike: ClassVar[bool] = True
     paper: ClassVar[str] = "StreamingLLM, ICLR 2024, arXiv 2309.17453"
 
     sinks: int = Field(default=4, ge=0, description="first entries that stay")
@@ -71,6 +73,8 @@ class StreamingLLM(CachePolicy):
         return self._select(view)
 
     def _select(self, view: CacheView) -> Selection | None:
+        if not view.padded and self.exempt(view) is None and (self.recent_tokens or view.prompt_tokens) is not None:
+            return self._of_equal_rows(view)
         recent: int | Tensor
         if self.recent_tokens is not None:
             recent = self.recent_tokens
@@ -82,3 +86,15 @@ class StreamingLLM(CachePolicy):
         keep = first(valid, self.sinks) | last(valid, recent)
         exempt = self.exempt(view)
         return Selection.from_mask(keep if exempt is None else keep | (exempt[:, 0] & valid))
+
+    def _of_equal_rows(self, view: CacheView) -> Selection | None:
+        """The same where it needs no look at the device."""
+        recent, n = self.recent_tokens, view.n_entries
+        if recent is None:
+            assert view.prompt_tokens is not None
+            recent = max(Budget(keep_ratio=self.keep_ratio).resolve(view.prompt_tokens) - self.sinks, 1)
+        if n <= self.sinks + recent:
+            return None
+        keep = torch.arange(self.sinks + recent, device=view.device)
+        keep[self.sinks :] += n - self.sinks - recent
+        return Selection(keep=keep.expand(view.batch_size, -1), ragged=False, ascending=True)

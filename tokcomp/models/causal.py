@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from functools import cache
 from typing import Any
 
 import torch
@@ -65,8 +66,8 @@ def decoder_of(body: Any, *, first_position: int = 0) -> Decoder:
         windows=tuple(window if kind == _SLIDING else None for kind in kinds) if _SLIDING in kinds else (),
         tables=tables,
         planes=planes,
-        axes=lambda: rotary_axes(body.rotary_emb),
-        interleaved=interleaved,
+        axes=cache(lambda: rotary_axes(body.rotary_emb)),
+        interleaved=cache(interleaved),
         first_position=first_position,
         query_key=query_key_of(body.layers),
         norm=getattr(body, "norm", None),

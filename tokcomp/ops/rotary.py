@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["rerotate"]
+__all__ = ["rerotate", "rotation", "turn"]
 
 
 def rerotate(keys: Tensor, delta: Tensor, inv_freq: Tensor, *, interleaved: bool = False) -> Tensor:
@@ -28,12 +28,24 @@ def rerotate(keys: Tensor, delta: Tensor, inv_freq: Tensor, *, interleaved: bool
     Raises:
         ValueError: more frequencies than pairs of dimensions.
     """
-    half = inv_freq.shape[-1]
+    return turn(keys, *rotation(delta, inv_freq, per_frequency=delta.dim() == keys.dim()), interleaved=interleaved)
+
+
+def rotation(delta: Tensor, inv_freq: Tensor, *, per_frequency: bool = False) -> tuple[Tensor, Tensor]:
+    """Cosine and sine ``[b, g, l, d_rot / 2]`` of the turn by ``delta`` positions; arguments as in :func:`rerotate`."""
+    angle = (delta.float() if per_frequency else delta.float()[..., None]) * inv_freq.float()
+    return angle.cos(), angle.sin()
+
+
+def turn(keys: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False) -> Tensor:
+    """Keys ``[b, g, l, d]`` turned by what :func:`rotation` gave.
+
+    Raises:
+        ValueError: more frequencies than pairs of dimensions.
+    """
+    half = cos.shape[-1]
     if 2 * half > keys.shape[-1]:
         raise ValueError(f"{half} frequencies turn {2 * half} dimensions, but keys have only {keys.shape[-1]}")
-    turns = delta.float() if delta.dim() == keys.dim() else delta.float()[..., None]
-    angle = turns * inv_freq.float()  # (b, g, l, d_rot / 2)
-    cos, sin = angle.cos(), angle.sin()
     if interleaved:
         first, second = keys[..., 0 : 2 * half : 2].float(), keys[..., 1 : 2 * half : 2].float()
     else:

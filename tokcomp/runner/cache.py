@@ -161,19 +161,16 @@ class CompressedLayer(DynamicLayer):
         tail = torch.arange(self.seen - fresh, self.seen, device=self.index.device)
         return torch.cat([self.index, tail.expand(*self.index.shape[:-1], fresh)], dim=-1)
 
-    def evict(self, keep: Tensor, *, ragged: bool) -> None:
-        """Keep the entries ``keep`` ``[b, g, k]`` (-1 pads) and everything that goes with them."""
-        index = keep.clamp(min=0)
-        heads = keep.shape[1]
-        self.index = gather_entries(self.full_index().expand(-1, heads, -1), index)
-        self.memory = {name: gather_entries(value, index) for name, value in self.memory.items()}
-        valid = keep >= 0 if ragged else None
-        if self.valid is not None:
-            before = gather_entries(filled(self.valid, self.length).expand(-1, heads, -1), index)
-            valid = before if valid is None else before & valid
-        self.valid = valid
-        self.kin = None
-        self.dense, self.aligned = False, self.aligned and not ragged
+    def likeness(self) -> tuple[object, ...]:
+        """Layers of which this is equal hold equally many entries, and a policy can be asked about them at once."""
+        noted = [None if table is None else table.shape[-1] for table in (self.index, self.valid)]
+        return (*self.keys.shape[:3], self.seen, self.window, *noted, *self.memory)
+
+    def evict(self, index: Tensor, columns: Tensor, valid: Tensor | None, kin: int | None) -> None:
+        """Keep the entries ``index`` ``[b, g, k]``, which stand at ``columns`` ``[b, g, k]`` of the uncompressed sequence;
+        ``valid`` tells which are no padding. What the policy remembers is set by the caller."""
+        self.index, self.valid, self.kin = columns, valid, kin
+        self.dense, self.aligned = False, self.aligned and valid is None
         self.keys, self.values = gather_entries(self.keys, index), gather_entries(self.values, index)
         self._note_entries()
 

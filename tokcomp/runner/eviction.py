@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import count
 from typing import Any
 
 import torch
@@ -10,24 +11,27 @@ from torch import Tensor
 
 from tokcomp.errors import TokcompError
 from tokcomp.models.adapter import Decoder
-from tokcomp.ops.rotary import rerotate
 from tokcomp.runner.apply import gather_entries
 from tokcomp.runner.cache import CompressedLayer, filled
+from tokcomp.runner.entries import EntryTables, column
+from tokcomp.runner.numbering import Numbering
 from tokcomp.runner.observing import received_attention
 from tokcomp.runner.passes import Pass
-from tokcomp.runner.positions import close_up
 from tokcomp.stages import CachePolicy
 from tokcomp.types import CacheView, Selection, Signal, debugging
 
 __all__ = ["Evictor"]
 
+_KIN = count(1)
+
 
 class Evictor:
     """Runs a cache policy on the layers that it acts on."""
 
-    def __init__(self, policy: CachePolicy, decoder: Decoder) -> None:
+    def __init__(self, policy: CachePolicy, decoder: Decoder, *, marked: bool = True) -> None:
+        self.marked = marked  # whether key tokens may be marked
         depth = len(decoder.layers)
-        self.name, self.decoder = policy.name, decoder
+        self.name, self.decoder, self.numbering = policy.name, decoder, Numbering(decoder)
         found = {number: policy.of_layer(number, depth) for number in range(depth)}
         self.policies = {number: one for number, one in found.items() if one is not None}
         self.decodes = any(one.decodes() for one in self.policies.values())
@@ -48,161 +52,153 @@ class Evictor:
         return plain and number in self.policies and self.policies[number].packs()
 
     def after_layer(self, run: Pass, layer: CompressedLayer) -> None:
-        """Act on a layer that has just run; a policy that wants to know how the prefill ends acts in :meth:`after_pass`."""
+        """Act on a layer that has just run; what can wait until all layers have run acts in :meth:`after_pass`."""
         policy = self.policies[layer.number]
         received, run.received = run.received, None
         if run.prefill and not self._waits(policy):
-            self._apply(layer, policy, policy.after_prefill(self._view(layer, policy, received)))
+            self._act(run, policy, [layer], received)
         elif not run.prefill and policy.decodes():
             layer.visible = None
-            self._apply(layer, policy, policy.after_step(self._view(layer, policy, received)))
+            if policy.layers_alike:
+                run.stepped.append((layer, received))
+            else:
+                self._act(run, policy, [layer], received)
 
     def after_pass(self, run: Pass, layers: list[CompressedLayer]) -> None:
-        """Act on the layers whose policy waited for the end of the prefill."""
-        waiting = [number for number, policy in self.policies.items() if self._waits(policy)]
-        if not run.prefill or run.sequence is None or not waiting:
-            return
-        sequence = run.sequence
-        real = torch.ones_like(sequence.index, dtype=torch.bool) if sequence.valid is None else sequence.valid
-        final = torch.zeros_like(run.request.prompt.valid).scatter(1, sequence.index, real)
-        for number in waiting:
-            policy = self.policies[number]
-            self._apply(layers[number], policy, policy.after_prefill(self._view(layers[number], policy, None, final)))
+        """Act on the layers that waited for the end of the pass; layers that hold equally many entries at once, where the
+        policy does not tell them apart."""
+        final = None
+        if not run.prefill:
+            stepped, run.stepped = run.stepped, []
+        else:
+            stepped = [(layers[number], None) for number, policy in self.policies.items() if self._waits(policy)]
+            if stepped and run.sequence is not None:
+                sequence = run.sequence
+                real = torch.ones_like(sequence.index, dtype=torch.bool) if sequence.valid is None else sequence.valid
+                final = torch.zeros_like(run.request.prompt.valid).scatter(1, sequence.index, real)
+        groups: dict[Any, list[tuple[CompressedLayer, Tensor | None]]] = {}
+        for layer, received in stepped:
+            policy = self.policies[layer.number]
+            key = (policy, layer.likeness()) if policy.layers_alike else layer.number
+            groups.setdefault(key, []).append((layer, received))
+        for group in groups.values():
+            sums = [received for _, received in group if received is not None]
+            together = None if not sums else sums[0] if len(sums) == 1 else torch.cat(sums)
+            self._act(run, self.policies[group[0][0].number], [layer for layer, _ in group], together, final)
 
     @staticmethod
     def _waits(policy: CachePolicy) -> bool:
         return Signal.FINAL_TOKENS in policy.signals()
 
-    def _view(self, layer: CompressedLayer, policy: CachePolicy, received: Tensor | None,
-              final: Tensor | None = None) -> CacheView:  # fmt: skip
+    def _act(self, run: Pass, policy: CachePolicy, layers: list[CompressedLayer], received: Tensor | None,
+             final: Tensor | None = None) -> None:  # fmt: skip
+        """Ask the policy about layers that hold equally many entries, and do what it selects."""
+        tables = self._tables(run, layers)
+        view = self._view(policy, layers, tables, received, final)
+        selection = (policy.after_prefill if run.prefill else policy.after_step)(view)
+        memory = view.memory
+        if selection is not None:
+            self._apply(run, policy, layers, selection, tables, dict(memory))
+            return
+        for position, layer in enumerate(layers):
+            layer.memory = {name: _part(value, position, layers) for name, value in memory.items()}
+
+    @staticmethod
+    def _tables(run: Pass, layers: list[CompressedLayer]) -> EntryTables:
+        """The entries' tables; in a prefill, layers that hold the same tokens share them."""
+        if not run.prefill or len(layers) > 1:
+            return EntryTables.of(layers)
+        key = ("entries", layers[0].kin, layers[0].length)
+        if key not in run.memo:
+            run.memo[key] = EntryTables.of(layers)
+        return run.memo[key]
+
+    def _view(self, policy: CachePolicy, layers: list[CompressedLayer], tables: EntryTables, received: Tensor | None,
+              final: Tensor | None) -> CacheView:  # fmt: skip
         """What the policy sees; ``final`` ``[b, l0]``: the prompt's columns that were alive after the last layer."""
-        prompt, heads, length = layer.request.prompt, layer.keys.shape[1], layer.length
-        rows = layer.rows
-        index = layer.full_index().expand(layer.keys.shape[0], heads, length)
-        valid = torch.ones_like(index, dtype=torch.bool)
-        if layer.valid is not None:
-            valid = filled(layer.valid, length).expand(-1, heads, -1)
-        for name, value in layer.memory.items():
+        first, length = layers[0], layers[0].length
+        prompt, signals = first.request.prompt, policy.signals()
+        memory = {name: torch.cat([layer.memory[name] for layer in layers]) if len(layers) > 1 else value
+                  for name, value in first.memory.items()}  # fmt: skip
+        for name, value in memory.items():
             if value.shape[-1] < length:
-                fresh = value.new_zeros(*value.shape[:-1], length - value.shape[-1])
-                layer.memory[name] = torch.cat([value, fresh], dim=-1)
+                memory[name] = torch.nn.functional.pad(value, (0, length - value.shape[-1]))
+        keys, values = first.keys, first.values
+        if len(layers) > 1:  # no policy that is asked about several layers looks at these: their sizes are enough
+            keys = values = keys.new_empty(*tables.index.shape, 0)
+        rows = first.rows if len(layers) == 1 else torch.cat([layer.rows for layer in layers if layer.rows is not None])
         return CacheView(
-            layer=layer.number,
+            layer=first.number,
             depth=len(self.decoder.layers),
-            keys=layer.keys,
-            values=layer.values,
-            valid=valid,
-            index=index.where(valid, -1) if layer.valid is not None else index,
-            vision=_column(prompt.vision[rows], index) & valid,
-            protected=_column(prompt.protected[rows], index) & valid,
-            prompt=prompt.lengths[rows],
-            after=prompt.after[rows],
-            generated=layer.seen - prompt.valid.shape[1],
-            memory=layer.memory,
+            keys=keys,
+            values=values,
+            valid=tables.valid,
+            index=tables.index.where(tables.valid, -1) if tables.padded else tables.index,
+            vision=tables.vision,
+            protected=tables.protected,
+            prompt=tables.prompt,
+            after=tables.after,
+            generated=first.seen - prompt.valid.shape[1],
+            memory=memory,
+            padded=tables.padded,
+            marked=self.marked,
+            prompt_tokens=None if first.request.padded else prompt.valid.shape[1],
             # A layer with a window has let go of entries that its attention still read.
             _received=None if received is None else received[..., received.shape[-1] - length :],
-            _final=None if final is None else _column(final, index) & valid,
-            _digest=prompt.digest[rows] if prompt.digest is not None and Signal.DIGEST in policy.signals() else None,
+            _final=None if final is None else column(final[rows], tables.index) & tables.valid,
+            _digest=tables.digest if Signal.DIGEST in signals else None,
         )
 
-    def _apply(self, layer: CompressedLayer, policy: CachePolicy, selection: Selection | None) -> None:
-        if selection is None:
-            return
-        heads = layer.keys.shape[1]
-        keep = selection.keep.to(layer.keys.device)
+    def _apply(self, run: Pass, policy: CachePolicy, layers: list[CompressedLayer], selection: Selection,
+               tables: EntryTables, memory: dict[str, Tensor]) -> None:  # fmt: skip
+        length = layers[0].length
+        keep = selection.keep.to(tables.index.device)
         if keep.dim() == 2:
-            keep = keep[:, None].expand(-1, heads, -1)
-        keep = keep.expand(layer.keys.shape[0], -1, -1)
+            keep = keep[:, None].expand(-1, tables.index.shape[1], -1)
+        keep = keep.expand(tables.index.shape[0], -1, -1)
         if debugging():
-            self._check(layer, policy, replace(selection, keep=keep))
-        if layer.valid is not None:
-            valid = filled(layer.valid, layer.length).expand(-1, heads, -1)
-            picked = gather_entries(valid, keep.clamp(min=0)) & (keep >= 0)
-            keep = keep.masked_fill(~picked, -1)
+            self._check(length, policy, replace(selection, keep=keep))
+        if tables.padded:
+            keep = keep.masked_fill(~(gather_entries(tables.valid, keep.clamp(min=0)) & (keep >= 0)), -1)
         if policy.hides():
             # Nothing leaves; the coming step sees what was selected (and itself).
-            seen = torch.zeros(*keep.shape[:2], layer.length + 1, dtype=torch.bool, device=keep.device)
-            layer.visible = seen.scatter(2, keep.where(keep >= 0, layer.length), True)[..., :-1]
+            seen = torch.zeros(*keep.shape[:2], length + 1, dtype=torch.bool, device=keep.device)
+            seen = seen.scatter(2, keep.where(keep >= 0, length), True)[..., :-1]
+            for position, layer in enumerate(layers):
+                layer.visible = _part(seen, position, layers)
+                layer.memory = {name: _part(value, position, layers) for name, value in memory.items()}
             return
-        anew, planes = policy.positions != "keep", self.decoder.planes > 1
-        before = self._phases(layer) if anew and (planes or policy.positions == "rerotate") else None
-        used = None if layer.valid is None else filled(layer.valid, layer.length).expand(-1, heads, -1)
-        layer.evict(keep, ragged=selection.ragged or layer.valid is not None)
-        if before is not None and planes:
-            used = torch.ones_like(before[..., 0], dtype=torch.bool) if used is None else used
-            self._close_up(layer, keep, before, used, rotate=policy.positions == "rerotate")
-        elif anew:
-            self._place(layer, keep, before)
-        if self.packs(layer.number):
-            layer.pack()
+        ragged = selection.ragged or tables.padded
+        index = keep.clamp(min=0) if ragged else keep
+        valid = keep >= 0 if ragged else None
+        all_stay = keep.shape[2] == length and selection.ascending and not ragged
+        columns = gather_entries(tables.index, index)
+        memory = {name: gather_entries(value, index) for name, value in memory.items()}
+        # Where nothing of its own decides for a layer, layers that held the same tokens still do.
+        alike = policy.layers_alike and selection.keep.dim() == 2 and Signal.RECEIVED_ATTENTION not in policy.signals()
+        for position, layer in enumerate(layers):
+            mine = _part(keep, position, layers)
+            before = self.numbering.before(layer, policy)
+            used = None if layer.valid is None else filled(layer.valid, length).expand(-1, mine.shape[1], -1)
+            layer.memory = {name: _part(value, position, layers) for name, value in memory.items()}
+            if not all_stay:
+                layer.evict(_part(index, position, layers), _part(columns, position, layers),
+                            None if valid is None else _part(valid, position, layers),
+                            run.memo.setdefault(("kin", layer.kin), -next(_KIN)) if alike and layer.kin else None)  # fmt: skip
+            self.numbering.number_anew(layer, policy, mine, before, used, run.memo)
+            if self.packs(layer.number):
+                layer.pack()
 
-    def _check(self, layer: CompressedLayer, policy: CachePolicy, selection: Selection) -> None:
+    def _check(self, length: int, policy: CachePolicy, selection: Selection) -> None:
         try:
-            selection.check(layer.length, batch_size=layer.keys.shape[0])
+            selection.check(length, batch_size=selection.keep.shape[0])
         except (TypeError, ValueError) as error:
             raise TokcompError(f"cache policy '{policy.name}' returned a wrong selection: {error}") from error
 
-    # -- positions ---------------------------------------------------------------------------------------------------
 
-    def _place(self, layer: CompressedLayer, keep: Tensor, before: Tensor | None) -> None:
-        """Number what comes next by the length of the layer's cache; with the keys' positions ``before``, rotate them to
-        their slots."""
-        valid = layer.valid
-        count: Any = layer.length if valid is None else filled(valid, layer.length).sum(dim=-1).amax(dim=-1)
-        layer.offset = layer.request.next_position - count - self.decoder.first_position
-        if before is None:
-            return
-        slots = torch.arange(layer.length, device=keep.device).expand_as(keep)
-        if valid is not None:
-            slots = (valid.long().cumsum(dim=-1) - 1).clamp(min=0)
-        slots = slots + self.decoder.first_position
-        self._rotate(layer, slots - gather_entries(before, keep.clamp(min=0)))
-        layer.phase = slots
-
-    def _close_up(self, layer: CompressedLayer, keep: Tensor, before: Tensor, used: Tensor, *,
-                  rotate: bool) -> None:  # fmt: skip
-        """The same where positions have planes: values that no entry has any more are closed up."""
-        b, heads, length, _ = before.shape
-        kept = torch.zeros(b, heads, length + 1, dtype=torch.bool, device=keep.device)
-        kept = kept.scatter(2, keep.where(keep >= 0, length), True)[..., :-1]
-        until = self._next(layer).expand(b).repeat_interleave(heads)
-        moved, lag = close_up(before.permute(3, 0, 1, 2).flatten(1, 2), used.flatten(0, 1), kept.flatten(0, 1), until)
-        index = keep.clamp(min=0)
-        phase = gather_entries(moved.permute(1, 2, 0).unflatten(0, (b, heads)), index)
-        if rotate:
-            axes = self.decoder.axes()
-            self._rotate(layer, (phase - gather_entries(before, index))[..., axes])  # (b, g, k, d_rot / 2)
-        # Heads may lose different numbers of positions; what comes next stands behind all of them.
-        down = lag.view(b, heads).amin(dim=1)
-        layer.offset = down if layer.offset is None else layer.offset + down
-        layer.phase = phase
-
-    def _rotate(self, layer: CompressedLayer, turns: Tensor) -> None:
-        freq = self.decoder.inv_freq(layer.number)
-        if freq is not None:
-            layer.keys = rerotate(layer.keys, turns, freq, interleaved=self.decoder.interleaved())
-
-    def _next(self, layer: CompressedLayer) -> Tensor:
-        """Position of the coming token in the layer's numbering ``[b|1]``."""
-        coming = layer.request.next_position
-        return coming if layer.offset is None else coming - layer.offset
-
-    def _phases(self, layer: CompressedLayer) -> Tensor:
-        """The position of each key in the layer's numbering ``[b, g, l]``, or its planes ``[b, g, l, p]``."""
-        assert layer.phase is not None
-        b, heads = layer.keys.shape[:2]
-        phase = layer.phase.expand(b, heads, *layer.phase.shape[2:])
-        fresh = layer.length - phase.shape[2]
-        if fresh == 0:
-            return phase
-        later = self._next(layer)[:, None] - torch.arange(fresh, 0, -1, device=phase.device)  # (b|1, fresh)
-        later = later[:, None] if phase.dim() == 3 else later[:, None, :, None]
-        return torch.cat([phase, later.expand(b, heads, fresh, *phase.shape[3:])], dim=2)
-
-
-def _column(values: Tensor, index: Tensor) -> Tensor:
-    """``values`` ``[b, l0]`` of the prompt at ``index`` ``[b, g, l]``; False for tokens that came after the prompt."""
-    flat = index.flatten(1)
-    inside = flat < values.shape[1]
-    picked = values.expand(flat.shape[0], -1).gather(1, flat.clamp(max=values.shape[1] - 1)) & inside
-    return picked.view(index.shape)
+def _part(table: Tensor, position: int, layers: list[CompressedLayer]) -> Tensor:
+    """One layer's rows of a table of all ``layers``."""
+    if len(layers) == 1:
+        return table
+    batch = table.shape[0] // len(layers)
+    return table[position * batch : (position + 1) * batch]

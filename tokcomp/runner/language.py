@@ -38,7 +38,7 @@ class LanguageStage:
         self.adapter, self.decoder, self.remember = adapter, adapter.decoder, remember
         protects = reducer is not None and reducer.protects
         self.filtering = None if prefill is None else Filtering(prefill, adapter.decoder, protects=protects)
-        self.evictor = None if policy is None else Evictor(policy, adapter.decoder)
+        self.evictor = None if policy is None else Evictor(policy, adapter.decoder, marked=protects)
         self.active = reducer is not None or prefill is not None or policy is not None
         self.reader = PromptReader(adapter, reducer, prefill, policy)
         self._cache_name = cache_name(adapter.decoder.module)
@@ -177,12 +177,12 @@ class LanguageStage:
 
     def _after_decoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         run, self._local.run = self._pass, None
+        cache = cache_in(kwargs)
+        if run is not None and self.evictor is not None and cache is not None:
+            self.evictor.after_pass(run, cache.layers)
         if run is None or not run.prefill or run.sequence is None:
             return None
         sequence, columns = run.sequence, run.request.prompt.valid
-        cache = cache_in(kwargs)
-        if self.evictor is not None and cache is not None:
-            self.evictor.after_pass(run, cache.layers)
         if sequence.length == columns.shape[1] and run.request.prompt.stands is None:
             return None
         aligned = to_columns(output[0], sequence, columns.shape[1])

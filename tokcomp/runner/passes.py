@@ -41,6 +41,7 @@ class Pass:
         noted: what each filter noted for its later layers, by the filter's id.
         packed: packed entries of the layer now running, which its attention has to read beside the cache's tensors.
         received: column sums that the policy asked for, of the layer that has just run.
+        stepped: layers that the policy is asked about when all have run, with what their entries received.
         memo: masks and rotary tables that several layers share.
     """
 
@@ -60,6 +61,7 @@ class Pass:
     noted: dict[int, dict[str, Tensor]] = field(default_factory=dict)
     packed: Packed | None = None
     received: Tensor | None = None
+    stepped: list[tuple[CompressedLayer, Tensor | None]] = field(default_factory=list)
     memo: dict[Any, Any] = field(default_factory=dict)
 
     def counts(self) -> Tensor:

@@ -70,12 +70,13 @@ class PromptReader:
         """The request of a prompt whose placeholders are ``masks`` ``[b, l]`` (none: a plain language model), ``counts`` of
         each kind and sample."""
         embeds = _tokens(kwargs)
-        valid, _ = padding_of(kwargs.get("attention_mask"), embeds)
+        valid, padded = padding_of(kwargs.get("attention_mask"), embeds)
         if not masks:
             b = valid.shape[0]
             request = Request(self._plain(embeds, valid), [], [[]] * b, [0] * b, [0] * b)
         else:
             request = self._with_images(masks, valid, embeds, place_images(images, counts))
+        request.padded = padded
         request.next_position = next_after(self._positions(kwargs, embeds))
         return request
 

@@ -1,0 +1,105 @@
+"""What comes next in a shortened cache, by the policy's ``positions``: its position, and the angles of the cached keys."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokcomp.models.adapter import Decoder
+from tokcomp.ops.rotary import rerotate, rotation, turn
+from tokcomp.runner.apply import gather_entries
+from tokcomp.runner.cache import CompressedLayer, filled
+from tokcomp.runner.positions import close_up
+from tokcomp.stages import CachePolicy
+
+__all__ = ["Numbering"]
+
+
+class Numbering:
+    """The numbering of one decoder's cache layers."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self.decoder = decoder
+
+    def before(self, layer: CompressedLayer, policy: CachePolicy) -> Tensor | None:
+        """The keys' positions ahead of an eviction, where the policy's numbering goes by them."""
+        wanted = policy.positions == "rerotate" or (policy.positions == "renumber" and self.decoder.planes > 1)
+        return self._phases(layer) if wanted else None
+
+    def number_anew(self, layer: CompressedLayer, policy: CachePolicy, keep: Tensor, before: Tensor | None,
+                    used: Tensor | None, shared: dict[Any, Any]) -> None:  # fmt: skip
+        """Number what comes next. ``keep`` ``[b, g, k]``: what stayed; ``before``, ``used``: positions and validity ahead of
+        the eviction; ``shared``: what was found for other layers in this pass."""
+        if before is not None and self.decoder.planes > 1:
+            used = torch.ones_like(before[..., 0], dtype=torch.bool) if used is None else used
+            self._close_up(layer, keep, before, used, rotate=policy.positions == "rerotate")
+        elif policy.positions != "keep":
+            self._place(layer, keep, before, shared)
+
+    def _place(self, layer: CompressedLayer, keep: Tensor, before: Tensor | None, shared: dict[Any, Any]) -> None:
+        """Number what comes next by the length of the layer's cache; with the keys' positions ``before``, rotate them to
+        their slots."""
+        valid = layer.valid
+        start = self.decoder.first_position
+        if valid is not None:
+            layer.offset = layer.request.next_position - filled(valid, layer.length).sum(dim=-1).amax(dim=-1) - start
+        else:  # one tensor for all, so that they share their rotary tables
+            behind = layer.request.next_position - layer.length - start
+            layer.offset = shared.setdefault(("offset", layer.length), behind)
+        if before is None:
+            return
+        found = None if layer.kin is None else shared.get(("turns", layer.kin))
+        if found is None:
+            slots = torch.arange(layer.length, device=keep.device).expand_as(keep)
+            if valid is not None:
+                slots = (valid.long().cumsum(dim=-1) - 1).clamp(min=0)
+            slots = slots + start
+            found = shared["turns", layer.kin] = slots, slots - gather_entries(before, keep.clamp(min=0)), {}
+        layer.phase, moved, rotations = found
+        freq = self.decoder.inv_freq(layer.number)
+        if freq is not None:
+            if id(freq) not in rotations:
+                rotations[id(freq)] = rotation(moved, freq)
+            layer.keys = turn(layer.keys, *rotations[id(freq)], interleaved=self.decoder.interleaved())
+
+    def _close_up(self, layer: CompressedLayer, keep: Tensor, before: Tensor, used: Tensor, *,
+                  rotate: bool) -> None:  # fmt: skip
+        """The same where positions have planes: values that no entry has any more are closed up."""
+        b, heads, length, _ = before.shape
+        kept = torch.zeros(b, heads, length + 1, dtype=torch.bool, device=keep.device)
+        kept = kept.scatter(2, keep.where(keep >= 0, length), True)[..., :-1]
+        until = self._next(layer).expand(b).repeat_interleave(heads)
+        moved, lag = close_up(before.permute(3, 0, 1, 2).flatten(1, 2), used.flatten(0, 1), kept.flatten(0, 1), until)
+        index = keep.clamp(min=0)
+        phase = gather_entries(moved.permute(1, 2, 0).unflatten(0, (b, heads)), index)
+        if rotate:
+            axes = self.decoder.axes()
+            self._rotate(layer, (phase - gather_entries(before, index))[..., axes])  # (b, g, k, d_rot / 2)
+        # Heads may lose different numbers of positions; what comes next stands behind all of them.
+        down = lag.view(b, heads).amin(dim=1)
+        layer.offset = down if layer.offset is None else layer.offset + down
+        layer.phase = phase
+
+    def _rotate(self, layer: CompressedLayer, turns: Tensor) -> None:
+        freq = self.decoder.inv_freq(layer.number)
+        if freq is not None:
+            layer.keys = rerotate(layer.keys, turns, freq, interleaved=self.decoder.interleaved())
+
+    def _next(self, layer: CompressedLayer) -> Tensor:
+        """Position of the coming token in the layer's numbering ``[b|1]``."""
+        coming = layer.request.next_position
+        return coming if layer.offset is None else coming - layer.offset
+
+    def _phases(self, layer: CompressedLayer) -> Tensor:
+        """The position of each key in the layer's numbering ``[b, g, l]``, or its planes ``[b, g, l, p]``."""
+        assert layer.phase is not None
+        b, heads = layer.keys.shape[:2]
+        phase = layer.phase.expand(b, heads, *layer.phase.shape[2:])
+        fresh = layer.length - phase.shape[2]
+        if fresh == 0:
+            return phase
+        later = self._next(layer)[:, None] - torch.arange(fresh, 0, -1, device=phase.device)  # (b|1, fresh)
+        later = later[:, None] if phase.dim() == 3 else later[:, None, :, None]
+        return torch.cat([phase, later.expand(b, heads, fresh, *phase.shape[3:])], dim=2)
