@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic_core import from_json
 
+from tokcomp.benchmarks.base import benchmark_class
 from tokcomp.errors import ConfigurationError
 from tokcomp.experiment.result import SCHEMA_VERSION
 
@@ -54,6 +56,7 @@ class Row:
     total_time: float | None
     ids: tuple[str, ...]
     kinds: tuple[str, ...]
+    headline: tuple[bool, ...]
     scores: NDArray[np.float32]
     dense_scores: NDArray[np.float32]
 
@@ -69,8 +72,12 @@ class Row:
         return " ".join(["tokcomp run", *self.overrides])
 
 
-def read_row(path: Path) -> Row | None:
+def read_row(path: Path, same: dict[Any, Any] | None = None) -> Row | None:
     """The line of one record; None for a run that failed.
+
+    Args:
+        path: the record.
+        same: what earlier rows hold already; equal questions are shared with them.
 
     Raises:
         ConfigurationError: the record is damaged, or a newer tokcomp wrote it.
@@ -84,15 +91,18 @@ def read_row(path: Path) -> Row | None:
         raise ConfigurationError(
             f"{path} was written by a newer tokcomp (schema {version}, this one reads {SCHEMA_VERSION}): upgrade tokcomp"
         )
-    return row_of(record, path.parent.name) if record["status"] == "ok" else None
+    return row_of(record, path.parent.name, same) if record["status"] == "ok" else None
 
 
-def row_of(record: dict[str, Any], key: str) -> Row:
-    """The line of a record's plain data."""
+def row_of(record: dict[str, Any], key: str, same: dict[Any, Any] | None = None) -> Row:
+    """The line of a record's plain data; ``same`` as in :func:`read_row`."""
+    share = (lambda value: value) if same is None else (lambda value: same.setdefault(value, value))
     dense, compressed, samples = record["dense"], record["compressed"], record["samples"]
     ratio = (compressed.get("time") or {}).get("ratio") or {}
     memory, whole = compressed.get("peak_memory"), dense.get("peak_memory")
     low, high = compressed["accuracy"]["interval"]
+    kinds = tuple(sample["kind"] for sample in samples)
+    headline = _headline(record["config"]["benchmark"], kinds)
     return Row(
         key=key,
         overrides=tuple(record.get("overrides", ())),
@@ -110,11 +120,31 @@ def row_of(record: dict[str, Any], key: str) -> Row:
         prefill_time=ratio.get("prefill"),
         decode_time=ratio.get("decode_per_token"),
         total_time=ratio.get("end_to_end"),
-        ids=tuple(sample["id"] for sample in samples),
-        kinds=tuple(sample["kind"] for sample in samples),
+        ids=share(tuple(sample["id"] for sample in samples)),
+        kinds=share(kinds),
+        headline=share(headline),
         scores=np.fromiter((sample["compressed_score"] for sample in samples), np.float32, len(samples)),
         dense_scores=np.fromiter((sample["dense_score"] for sample in samples), np.float32, len(samples)),
     )
+
+
+def _headline(benchmark: dict[str, Any], kinds: tuple[str, ...]) -> tuple[bool, ...]:
+    """Which questions count in the accuracy: by the benchmark's rule; all of them where it names none."""
+    rule = _rules(str(benchmark.get("name")))
+    counted = {kind: rule(kind) for kind in set(kinds)}
+    if not any(counted.values()):
+        return (True,) * len(kinds)
+    return tuple(counted[kind] for kind in kinds)
+
+
+@cache
+def _rules(name: str) -> Callable[[str], bool]:
+    benchmark = benchmark_class(name)
+
+    def counts(kind: str) -> bool:
+        return benchmark.model_construct().headline(kind)
+
+    return counts
 
 
 def axes_of(rows: Sequence[Row]) -> dict[str, list[str]]:
