@@ -70,7 +70,7 @@ def _print(console: Console, study: Study) -> None:
 
 
 def _write(study: Study, folder: Path, pictures: bool | None) -> Path:
-    from tokcomp.report.export import write_csv, write_latex, write_parquet
+    from tokcomp.report.export import flat_rows, write_csv, write_latex, write_parquet
     from tokcomp.report.page import write_page
     from tokcomp.report.pictures import draw_pictures
     from tokcomp.report.plots import write_figures
@@ -82,8 +82,9 @@ def _write(study: Study, folder: Path, pictures: bool | None) -> Path:
     drawn = {}
     if pictures or (pictures is None and len(study.rows) <= _DRAWN):
         drawn = draw_pictures(study.rows, folder / "pictures")
-    write_csv(study, folder / "runs.csv")
-    write_parquet(study, folder / "runs.parquet")
+    rows = flat_rows(study)
+    write_csv(rows, folder / "runs.csv")
+    write_parquet(rows, folder / "runs.parquet")
     write_latex(study, folder / "runs.tex")
     write_figures(study, folder / "figures")
     write_page(study, folder / "page.html", drawn)

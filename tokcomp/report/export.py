@@ -49,9 +49,8 @@ def flat_rows(study: Study) -> list[dict[str, Any]]:
     return flat
 
 
-def write_csv(study: Study, path: Path) -> None:
+def write_csv(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Write :func:`flat_rows` as CSV."""
-    rows = flat_rows(study)
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -59,7 +58,7 @@ def write_csv(study: Study, path: Path) -> None:
     path.write_text(text.getvalue(), encoding="utf-8")
 
 
-def write_parquet(study: Study, path: Path) -> None:
+def write_parquet(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Write :func:`flat_rows` as Parquet.
 
     Raises:
@@ -72,7 +71,7 @@ def write_parquet(study: Study, path: Path) -> None:
         raise ConfigurationError(
             "Parquet needs pyarrow, which is not installed: pip install 'tokcomp[report]'"
         ) from error
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(flat_rows(study)), path)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), path)
 
 
 def write_latex(study: Study, path: Path) -> None:

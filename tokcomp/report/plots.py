@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tokcomp.report.rows import STAGES
+from tokcomp.report.rows import STAGES, Row
 from tokcomp.report.study import COSTS, Study, pareto_front
 from tokcomp.report.style import GROUPS, INK, LEFT, MUTED, figure, styled
 
@@ -69,11 +69,14 @@ def _pareto(study: Study, cost: str) -> Figure:
     drawn, axes = _canvas(6.4, 4.4)
     rows = [row for row in study.rows if getattr(row, cost) is not None]
     prefills, visions = study.options("prefill"), study.options("vision")
+    groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
-        vision, prefill, _ = row.stages
+        groups.setdefault(row.stages[:2], []).append(row)
+    for (vision, prefill), group in groups.items():
         axes.plot(
-            getattr(row, cost), 100 * row.accuracy, _MARKS[prefills.index(prefill) % len(_MARKS)],
-            color=_colour(visions.index(vision)), markersize=5, alpha=0.75, markeredgewidth=0,
+            [getattr(row, cost) for row in group], [100 * row.accuracy for row in group],
+            _MARKS[prefills.index(prefill) % len(_MARKS)], color=_colour(visions.index(vision)),
+            markersize=5, alpha=0.75, markeredgewidth=0, rasterized=len(rows) > 1000,
         )  # fmt: skip
     front = [rows[number] for number in pareto_front(rows, cost)]
     axes.step([getattr(row, cost) for row in front], [100 * row.accuracy for row in front], where="post",
@@ -95,8 +98,8 @@ def _kinds(study: Study) -> Figure:
     kinds = sorted({kind for row in study.rows for kind in row.by_kind})
     rows = sorted(study.rows, key=lambda row: -row.accuracy)[:_SHOWN]
     table = np.array([[100 * row.by_kind.get(kind, np.nan) for kind in kinds] for row in rows])
-    names = [", ".join(stage for stage in row.stages if stage != "none") or "none" for row in rows]
-    return _table(table, names, kinds, "accuracy by kind of question, %", "viridis", (0, 100))
+    names = [" · ".join("-" if stage == "none" else stage for stage in row.stages) for row in rows]
+    return _table(table, names, kinds, "accuracy by kind of question, %: vision · prefill · cache", "viridis", (0, 100))
 
 
 def _heat(study: Study, first: str, second: str) -> Figure:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -28,7 +28,7 @@ class Row:
     Attributes:
         key: names the run in its store.
         overrides: the command line that composed it.
-        config: the resolved configuration.
+        config: the resolved configuration. ``stages``: names of its three strategies.
         accuracy, interval, by_kind: of the compressed side; ``dense_accuracy`` of the model alone.
         agreement: share of answers equal to the dense ones.
         equivalent_tokens: vision tokens, mean over the layers; ``image_tokens`` before compression.
@@ -41,6 +41,7 @@ class Row:
     key: str
     overrides: tuple[str, ...]
     config: dict[str, Any]
+    stages: tuple[str, str, str]
     accuracy: float
     interval: tuple[float, float]
     by_kind: dict[str, float]
@@ -59,12 +60,6 @@ class Row:
     headline: tuple[bool, ...]
     scores: NDArray[np.float32]
     dense_scores: NDArray[np.float32]
-
-    @property
-    def stages(self) -> tuple[str, str, str]:
-        """Names of the three strategies."""
-        vision, prefill, cache = (str(self.config[stage]["name"]) for stage in STAGES)
-        return vision, prefill, cache
 
     @property
     def command(self) -> str:
@@ -101,12 +96,13 @@ def row_of(record: dict[str, Any], key: str, same: dict[Any, Any] | None = None)
     ratio = (compressed.get("time") or {}).get("ratio") or {}
     memory, whole = compressed.get("peak_memory"), dense.get("peak_memory")
     low, high = compressed["accuracy"]["interval"]
-    kinds = tuple(sample["kind"] for sample in samples)
-    headline = _headline(record["config"]["benchmark"], kinds)
+    kinds = share(tuple([sample["kind"] for sample in samples]))
+    vision, prefill, cache = (record["config"][stage] for stage in STAGES)
     return Row(
         key=key,
         overrides=tuple(record.get("overrides", ())),
         config=record["config"],
+        stages=(str(vision["name"]), str(prefill["name"]), str(cache["name"])),
         accuracy=compressed["accuracy"]["overall"],
         interval=(low, high),
         by_kind=compressed["accuracy"]["by_kind"],
@@ -120,31 +116,20 @@ def row_of(record: dict[str, Any], key: str, same: dict[Any, Any] | None = None)
         prefill_time=ratio.get("prefill"),
         decode_time=ratio.get("decode_per_token"),
         total_time=ratio.get("end_to_end"),
-        ids=share(tuple(sample["id"] for sample in samples)),
-        kinds=share(kinds),
-        headline=share(headline),
-        scores=np.fromiter((sample["compressed_score"] for sample in samples), np.float32, len(samples)),
-        dense_scores=np.fromiter((sample["dense_score"] for sample in samples), np.float32, len(samples)),
+        ids=share(tuple([sample["id"] for sample in samples])),
+        kinds=kinds,
+        headline=_headline(str(record["config"]["benchmark"]["name"]), kinds),
+        scores=np.array([sample["compressed_score"] for sample in samples], dtype=np.float32),
+        dense_scores=np.array([sample["dense_score"] for sample in samples], dtype=np.float32),
     )
 
 
-def _headline(benchmark: dict[str, Any], kinds: tuple[str, ...]) -> tuple[bool, ...]:
-    """Which questions count in the accuracy: by the benchmark's rule; all of them where it names none."""
-    rule = _rules(str(benchmark.get("name")))
-    counted = {kind: rule(kind) for kind in set(kinds)}
-    if not any(counted.values()):
-        return (True,) * len(kinds)
-    return tuple(counted[kind] for kind in kinds)
-
-
 @cache
-def _rules(name: str) -> Callable[[str], bool]:
-    benchmark = benchmark_class(name)
-
-    def counts(kind: str) -> bool:
-        return benchmark.model_construct().headline(kind)
-
-    return counts
+def _headline(benchmark: str, kinds: tuple[str, ...]) -> tuple[bool, ...]:
+    """Which questions count in the accuracy, by the benchmark's rule; all of them where it names none."""
+    rule = benchmark_class(benchmark).model_construct().headline
+    counted = {kind: rule(kind) for kind in set(kinds)}
+    return tuple([counted[kind] for kind in kinds]) if any(counted.values()) else (True,) * len(kinds)
 
 
 def axes_of(rows: Sequence[Row]) -> dict[str, list[str]]:

@@ -66,15 +66,17 @@ class Study:
 
     def options(self, stage: str) -> tuple[str, ...]:
         """Strategies of a stage that occur, ``none`` first."""
-        names = {row.stages[STAGES.index(stage)] for row in self.rows}
+        place = STAGES.index(stage)
+        names = {row.stages[place] for row in self.rows}
         return tuple(sorted(names, key=lambda name: (name != "none", name)))
 
     def means(self, first: str, second: str) -> NDArray[np.float64]:
         """Mean accuracy by two stages' strategies ``[options of first, options of second]``; NaN where no run is."""
         a, b = self.options(first), self.options(second)
         sums, counts = np.zeros((len(a), len(b))), np.zeros((len(a), len(b)))
+        x, y = STAGES.index(first), STAGES.index(second)
         for row in self.rows:
-            place = a.index(row.stages[STAGES.index(first)]), b.index(row.stages[STAGES.index(second)])
+            place = a.index(row.stages[x]), b.index(row.stages[y])
             sums[place] += row.accuracy
             counts[place] += 1
         with np.errstate(invalid="ignore"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from pydantic_core import from_json
 
 from tokcomp.errors import ConfigurationError
 from tokcomp.experiment.result import write_atomically
-from tokcomp.report.rows import STAGES, Row
+from tokcomp.report.rows import STAGES, Row, axes_of
 from tokcomp.report.study import COSTS, Study, pareto_front
 
 __all__ = ["DETAILED", "write_page"]
@@ -63,9 +63,9 @@ def _data(study: Study, pictures: Mapping[str, Path]) -> dict[str, Any]:
     questions: list[list[dict[str, str]]] = []
     sets: dict[tuple[str, ...], int] = {}
     runs = []
-    detailed = _detailed(study)
+    detailed, settings = _detailed(study), _settings(study.rows)
     for number, row in enumerate(study.rows):
-        run = _run(study, number)
+        run = {**_run(study, number), "settings": settings[number]}
         if number in detailed:
             samples = from_json((study.root / "runs" / row.key / "result.json").read_bytes())["samples"]
             if row.ids not in sets:
@@ -111,7 +111,6 @@ def _run(study: Study, number: int) -> dict[str, Any]:
     return {
         "key": row.key,
         "stages": row.stages,
-        "settings": _settings(row),
         "command": row.command,
         "accuracy": row.accuracy,
         "interval": row.interval,
@@ -127,6 +126,10 @@ def _run(study: Study, number: int) -> dict[str, Any]:
     }
 
 
-def _settings(row: Row) -> str:
-    """What the command line says beyond the three strategies."""
-    return " ".join(text for text in row.overrides if text.partition("=")[0] not in STAGES)
+def _settings(rows: Sequence[Row]) -> list[str]:
+    """What tells runs apart beyond the three strategies."""
+    axes = {key: values for key, values in axes_of(rows).items() if key not in STAGES}
+    return [
+        " ".join(f"{key}={values[number]}" for key, values in axes.items() if values[number])
+        for number in range(len(rows))
+    ]

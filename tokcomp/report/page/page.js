@@ -11,7 +11,6 @@ const COLUMNS = [
   { name: "vision", text: true, value: (run) => run.stages[0] },
   { name: "prefill", text: true, value: (run) => run.stages[1] },
   { name: "cache", text: true, value: (run) => run.stages[2] },
-  { name: "settings", text: true, wide: true, value: (run) => run.settings },
   { name: "accuracy", value: (run) => run.accuracy, show: (run) => `${percent(run.accuracy, 1)} ±${(50 * (run.interval[1] - run.interval[0])).toFixed(1)}` },
   { name: "difference", value: (run) => run.difference, show: difference },
   { name: "same answer", value: (run) => run.agreement, show: (run) => percent(run.agreement) },
@@ -20,7 +19,8 @@ const COLUMNS = [
   { name: "KV cache", value: (run) => run.kv_bytes, show: (run) => percent(run.kv_bytes) },
   { name: "prefill time", value: (run) => run.prefill_time, show: (run) => percent(run.prefill_time) },
   { name: "decoding", value: (run) => run.decode_time, show: (run) => percent(run.decode_time) },
-].filter((column) => column.text || data.runs.some((run) => column.value(run) !== null));
+  { name: "settings", text: true, wide: true, value: (run) => run.settings },
+].filter((column) => column.wide ? data.runs.some((run) => run.settings) : column.text || data.runs.some((run) => column.value(run) !== null));
 
 const state = { sort: "accuracy", down: true, shown: PAGE, cost: Object.keys(data.costs)[0], choice: ["", "", ""], search: "" };
 
@@ -93,7 +93,7 @@ function drawPlot(runs, onFront) {
     return {
       type: runs.length > 2000 ? "scattergl" : "scatter", mode: "markers", name: `vision=${vision}`, customdata: group.map((run) => run.key),
       x: group.map((run) => scale(run[cost])), y: group.map((run) => 100 * run.accuracy),
-      text: group.map((run) => `${run.stages.join(" · ")}<br>${run.settings}`),
+      text: group.map((run) => [run.stages.join(" · "), run.settings].filter(Boolean).join("<br>")),
       hovertemplate: "%{text}<br>%{y:.1f} % at %{x:.4g}<extra></extra>",
       marker: { color: COLOURS[number % COLOURS.length], size: 9, opacity: 0.8, symbol: group.map((run) => MARKS[prefills.indexOf(run.stages[1]) % MARKS.length]) },
     };
