@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from pathlib import Path
 
 import torch
@@ -54,14 +55,16 @@ def work(out: Path, cells: list[Cell], samples: int, device: str, until: float) 
 def summarise(out: Path, target: Path) -> None:
     """All records as one file, sorted by name."""
     records = [json.loads(path.read_text()) for path in sorted(out.glob("*.json"))]
-    cells = [record for record in records if "right" in record]
-    whole = {"torch": torch.__version__, "gaze": next((r for r in records if "rows" in r), None), "cells": cells}
-    kinds = {tuple(cell.pop("asked")) for cell in cells}
-    # The kinds take turns, so one round of them says which question is of which kind.
-    whole["kinds"] = sorted({turn[: len(set(turn))] for turn in kinds}, key=len)
-    for cell in cells:
-        cell["cycle"] = len(cell["kinds"]) or max(map(len, whole["kinds"]))
-    target.write_text(json.dumps(whole, indent=1) + "\n")
+    cells = []
+    for record in (record for record in records if "right" in record):
+        hits = defaultdict(list)
+        for kind, hit in zip(record.pop("asked"), record["right"], strict=True):
+            hits[kind].append(hit == "1")
+        record.update(right=record["right"].count("1"), by_kind={kind: [sum(h), len(h)] for kind, h in hits.items()})
+        cells.append(record)
+    gazes = next((record for record in records if "rows" in record), None)
+    lines = ",\n".join(json.dumps(cell) for cell in cells)
+    target.write_text(f'{{"gaze": {json.dumps(gazes)},\n"cells": [\n{lines}\n]}}\n')
 
 
 def main() -> int:

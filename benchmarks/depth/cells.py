@@ -9,6 +9,7 @@ from typing import Any
 from tokcomp.embedded.hard.questions import LONG_KINDS
 
 TOKENS = 144
+TOWER_BLOCKS = 7  # up to the feature layer
 BUDGETS = (36, 72, 18)
 """Vision tokens kept: a quarter, a half, an eighth."""
 LAYERS = tuple(range(1, 10))
@@ -73,7 +74,8 @@ def _by_budget() -> Iterator[Cell]:
     for budget in BUDGETS:
         for name in (*_REDUCERS, "oracle"):
             yield Cell("vision", name, budget, vision={"name": name, "keep_tokens": budget})
-        yield Cell("vision", "tome", budget, vision={"name": "tome", "r": (TOKENS - budget) // 7})
+        r = (TOKENS - budget) // TOWER_BLOCKS
+        yield Cell("vision", f"tome ({TOKENS - TOWER_BLOCKS * r})", budget, vision={"name": "tome", "r": r})
     for budget in BUDGETS[1:]:
         for name in _FILTERS:
             yield Cell("prefill", name, budget, prefill={"name": name, "layer": 5, "keep_tokens": budget})

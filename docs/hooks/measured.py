@@ -6,6 +6,7 @@ import re
 from functools import cache
 from pathlib import Path
 
+import depth
 import tables
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import Files
@@ -33,6 +34,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         "details": lambda: tables.details(entries),
         "flops": flops,
         "conventions": conventions,
+        **depth.TABLES,
     }
     return _MARK.sub(lambda match: makers[match[1]]() or _MISSING, markdown)
 

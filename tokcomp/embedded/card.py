@@ -23,8 +23,6 @@ Glyphs are the handwritten digits bundled with scikit-learn (`load_digits`, from
 recognition data set, CC BY 4.0). Photos are bundled with scikit-learn and scikit-image. Train and
 test scenes share neither a glyph nor a region of a photo.
 
-| photo | file | licence | source |
-|---|---|---|---|
 """
 
 _LIMITS = """\
@@ -65,7 +63,14 @@ def _training_table(training: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _parameters(directory: Path) -> int:
+def photo_table() -> str:
+    """Every photo with its licence and source."""
+    photos = [f"| {p.name} | {p.package}/{p.file} | {p.licence} | {p.source} |" for p in PHOTOS]
+    return "\n".join(["| photo | file | licence | source |", "|---|---|---|---|", *photos])
+
+
+def parameters_of(directory: Path) -> int:
+    """How many numbers the weights in ``directory`` are."""
     from safetensors import safe_open
 
     with safe_open(directory / "model.safetensors", framework="pt") as file:
@@ -76,9 +81,8 @@ def write_card(directory: Path) -> None:
     """Write ``MODEL_CARD.md`` from ``scores.json`` and ``training.json`` of ``directory``."""
     scores = json.loads((directory / "scores.json").read_text())
     training = json.loads((directory / "training.json").read_text())
-    photos = "\n".join(f"| {p.name} | {p.package}/{p.file} | {p.licence} | {p.source} |" for p in PHOTOS)
     parts = [
-        _INTRODUCTION.format(parameters=_parameters(directory) / 1e6) + photos,
+        _INTRODUCTION.format(parameters=parameters_of(directory) / 1e6) + photo_table(),
         f"## Training\n\n`{training['command']}`\n\n{_training_table(training)}",
         f"## Scores\n\nExact match on held-out questions, every one on its own scene: "
         f"`{scores['command']}`\n\n{_scores_table(scores)}",

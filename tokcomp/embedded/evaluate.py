@@ -11,6 +11,7 @@ import shlex
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,10 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from tokcomp.embedded.card import write_card
 from tokcomp.embedded.dataset import SceneQuestion, prompt, question_set
+from tokcomp.embedded.hard.card import write_hard_card
+from tokcomp.embedded.hard.dataset import HardQuestion, hard_question_set
 from tokcomp.embedded.load import load_model, load_processor
-from tokcomp.embedded.paths import WEIGHTS
+from tokcomp.embedded.paths import EMBEDDED
 from tokcomp.embedded.questions import BACKGROUND_KINDS, Question
 from tokcomp.embedded.training.dropping import CHANCE, GLYPHS_FIRST, draw_kept
 from tokcomp.embedded.training.joint import answer_batch, joint_batch
@@ -34,7 +37,9 @@ BUDGETS = (72, 36, 16, 8)
 
 
 @torch.inference_mode()
-def answers(model: LlavaForConditionalGeneration, processor: LlavaProcessor, items: list[SceneQuestion]) -> list[str]:
+def answers(
+    model: LlavaForConditionalGeneration, processor: LlavaProcessor, items: Sequence[SceneQuestion | HardQuestion]
+) -> list[str]:
     """What the model says to every question, by greedy generation in batches."""
     said = []
     for first in tqdm(range(0, len(items), BATCH), desc="generate", mininterval=10):
@@ -50,7 +55,7 @@ def answers(model: LlavaForConditionalGeneration, processor: LlavaProcessor, ite
     return [text.strip() for text in said]
 
 
-def accuracy_per_kind(items: list[SceneQuestion], right: list[bool]) -> dict[str, dict[str, float]]:
+def accuracy_per_kind(items: Sequence[SceneQuestion | HardQuestion], right: list[bool]) -> dict[str, dict[str, float]]:
     """Number and share of right answers per kind."""
     hits = defaultdict(list)
     for item, hit in zip(items, right, strict=True):
@@ -117,21 +122,35 @@ def score(model: LlavaForConditionalGeneration, processor: LlavaProcessor, n: in
     }
 
 
+def score_hard(model: LlavaForConditionalGeneration, processor: LlavaProcessor, n: int, seed: int) -> dict[str, Any]:
+    """The figures of the hard scenes' model card."""
+    items = hard_question_set(n, seed=seed)
+    started = time.monotonic()
+    said = answers(model, processor, items)
+    seconds = time.monotonic() - started
+    right = [text == item.answer for text, item in zip(said, items, strict=True)]
+    figures = {"overall": round(float(np.mean(right)), 4), "kinds": accuracy_per_kind(items, right)}
+    return {"split": "test", "seed": seed, "n": n, "seconds": round(seconds, 1), **figures}
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tokcomp.embedded.evaluate", description=__doc__)
-    parser.add_argument("--weights", type=Path, default=WEIGHTS, help="directory of the model")
+    parser.add_argument("--model", choices=tuple(EMBEDDED), default="tiny", help="which embedded model")
+    parser.add_argument("--weights", type=Path, help="directory of the model; by default the shipped one")
     parser.add_argument("--n", type=int, default=1000, help="number of questions")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    words = [f"--n={options.n}", f"--seed={options.seed}", f"--threads={options.threads}"]
+    chosen = [] if options.model == "tiny" else [f"--model={options.model}"]
+    words = [*chosen, f"--n={options.n}", f"--seed={options.seed}", f"--threads={options.threads}"]
     command = shlex.join(["python", "-m", "tokcomp.embedded.evaluate", *words])
-    model, processor = load_model(directory=options.weights), load_processor(options.weights)
-    scores = {"command": command, **score(model, processor, options.n, options.seed)}
-    (options.weights / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
-    write_card(options.weights)
+    weights = options.weights or EMBEDDED[options.model]
+    make, write = (score, write_card) if options.model == "tiny" else (score_hard, write_hard_card)
+    figures = make(load_model(directory=weights), load_processor(weights), options.n, options.seed)
+    (weights / "scores.json").write_text(json.dumps({"command": command, **figures}, indent=2) + "\n")
+    write(weights)
     return 0
 
 

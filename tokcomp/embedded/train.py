@@ -121,7 +121,8 @@ def train_hard(options: argparse.Namespace) -> None:
             command = "python -m tokcomp.embedded.train " + shlex.join(_without_out(options.words)) + " --out DIR"
             record = training_record(options.out, schedules, command)
             record["device"] = recipe.device_name(machine.device)
-            recipe.export(stage.model, options.out / "weights", record)
+            logs = [options.out / f"{name}.jsonl" for name in recipe.STAGES]
+            recipe.export(stage.model, options.out / "weights", record, logs)
 
 
 def _without_out(words: list[str]) -> list[str]:

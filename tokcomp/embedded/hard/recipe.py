@@ -114,8 +114,10 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
 
 
-def export(model: LlavaForConditionalGeneration, directory: Path, record: dict[str, Any]) -> None:
-    """Write the model in half precision, its processor and the record of its training."""
+def export(model: LlavaForConditionalGeneration, directory: Path, record: dict[str, Any], logs: list[Path]) -> None:
+    """Write the model in half precision, its processor, the record of its training and the logs' examinations."""
     model.to("cpu", torch.float16).save_pretrained(directory)
     build_processor(v.WORD_IDS).save_pretrained(directory)
     (directory / "training.json").write_text(json.dumps(record, indent=2) + "\n")
+    lines = [line for log in logs for line in log.read_text().splitlines(keepends=True) if '"held_out"' in line]
+    (directory / "training.jsonl").write_text("".join(lines))
