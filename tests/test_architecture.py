@@ -10,7 +10,15 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "tokcomp"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-CORE = {"tokcomp.errors", "tokcomp.signals", "tokcomp.selection", "tokcomp.views", "tokcomp.types", "tokcomp.budget"}
+CORE = {
+    "tokcomp.errors",
+    "tokcomp.signals",
+    "tokcomp.selection",
+    "tokcomp.views",
+    "tokcomp.vision_view",
+    "tokcomp.types",
+    "tokcomp.budget",
+}
 STRATEGY_MAY = CORE | {"tokcomp.stages", "tokcomp.registry", "tokcomp.specs", "tokcomp.ops"}
 # Folder or module -> what it may import of tokcomp. Longest match wins.
 MAY_IMPORT = {
@@ -19,7 +27,8 @@ MAY_IMPORT = {
     "tokcomp.selection": set(),
     "tokcomp.budget": {"tokcomp.errors"},
     "tokcomp.views": {"tokcomp.signals"},
-    "tokcomp.types": {"tokcomp.signals", "tokcomp.selection", "tokcomp.views"},
+    "tokcomp.vision_view": {"tokcomp.signals", "tokcomp.views"},
+    "tokcomp.types": {"tokcomp.signals", "tokcomp.selection", "tokcomp.views", "tokcomp.vision_view"},
     "tokcomp.ops": CORE | {"tokcomp.ops"},
     "tokcomp.stages": CORE,
     "tokcomp.registry": CORE | {"tokcomp.stages"},

@@ -24,6 +24,7 @@ class Signal(StrEnum):
     UNSPLIT_ATTENTION = "unsplit_attention"
     UNSPLIT_KEYS = "unsplit_keys"
     CLS_TOKEN = "cls_token"
+    TEXT_RELEVANCE = "text_relevance"
     QUERY_ATTENTION = "query_attention"
     RECEIVED_ATTENTION = "received_attention"
     FINAL_TOKENS = "final_tokens"

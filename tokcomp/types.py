@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from tokcomp.selection import Selection
 from tokcomp.signals import Signal, Site, UndeclaredSignalError, debug_checks, debugging
-from tokcomp.views import CacheView, PrefillView, VisionView
+from tokcomp.views import CacheView, PrefillView
+from tokcomp.vision_view import VisionView
 
 __all__ = [
     "CacheView",

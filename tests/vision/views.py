@@ -66,6 +66,7 @@ def random_view(
         n_prefix=n_prefix,
         **signals,
         _elsewhere=dict.fromkeys(range(depth), signals),
+        _text_relevance=_padded(torch.rand(b, n, 1, generator=generator), valid, 1e4)[..., 0],
         _cls_token=torch.randn(b, WIDTH, generator=generator).to(dtype),
         _digest=torch.randint(-(2**62), 2**62, (b,), generator=generator),
     )

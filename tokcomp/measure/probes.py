@@ -148,6 +148,7 @@ def vision_view(content: Content, reducer: VisionReducer, site: Site, depth: int
         n_prefix=n_prefix,
         has_cls=n_prefix > 0,
         _cls_token=features(content, 1)[:, 0] if Signal.CLS_TOKEN in needs and n_prefix else None,
+        _text_relevance=row.mean(dim=1) if Signal.TEXT_RELEVANCE in needs else None,
         _digest=torch.zeros(1, dtype=torch.long) if Signal.DIGEST in needs else None,
         _elsewhere={block: signals for block in looks_at if block is not None},
         **(signals if None in looks_at else {}),

@@ -12,6 +12,8 @@ from tokcomp.ops.similarity import unit
 
 __all__ = ["drop_duplicates", "farthest_points", "greedy_map"]
 
+_NOISE = 1e-4
+
 
 def farthest_points(features: Tensor, k: int, valid: Tensor) -> Tensor:
     """``k`` tokens, each as far as possible from those chosen before (DivPrune, arXiv 2503.02175).
@@ -47,7 +49,8 @@ def greedy_map(features: Tensor, quality: Tensor, k: int, valid: Tensor) -> Tens
     """``k`` tokens that greedily maximise the determinant of the kernel ``q_i cos(x_i, x_j) q_j`` (CDPruner, arXiv
     2506.10967; the fast greedy rule of Chen et al., NeurIPS 2018).
 
-    Where the kernel's rank is used up the tokens of lowest index follow.
+    Where the kernel's rank is used up (of every token's own square less than 1e-4 is left, which is noise) the tokens of
+    lowest index follow.
 
     Args:
         features: ``[b, n, d]``.
@@ -62,18 +65,20 @@ def greedy_map(features: Tensor, quality: Tensor, k: int, valid: Tensor) -> Tens
     scaled = unit(features) * quality.float().masked_fill(~valid, 0.0)[..., None]
     kernel = scaled @ scaled.transpose(-1, -2)  # (b, n, n)
     gain = kernel.diagonal(dim1=-2, dim2=-1)
+    noise = _NOISE * gain
     # Below every gain, lower index first, padding behind all others.
     last = -1.0 - torch.arange(n, device=features.device) - n * (~valid).float()
     factors = kernel.new_zeros(b, k, n)
     order = []
     for step in range(k):
-        best = gain.where((gain > 0) | gain.isneginf(), last)
+        best = gain.where((gain > noise) | gain.isneginf(), last)
         chosen = best.argmax(dim=-1, keepdim=True)  # (b, 1)
         order.append(chosen)
         known = factors[:, :step].gather(2, chosen[:, None].expand(-1, step, 1))  # (b, step, 1)
         left = _row(kernel, chosen) - (known.transpose(1, 2) @ factors[:, :step])[:, 0]
         height = gain.gather(1, chosen)
-        new = (left / height.clamp(min=torch.finfo(torch.float32).tiny).sqrt()).where(height > 0, 0.0)
+        counts = height > noise.gather(1, chosen)
+        new = (left / height.clamp(min=torch.finfo(torch.float32).tiny).sqrt()).where(counts, 0.0)
         factors[:, step] = new
         gain = (gain - new.square()).scatter(1, chosen, -torch.inf)
     return torch.cat(order, dim=1)

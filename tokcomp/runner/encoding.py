@@ -12,9 +12,11 @@ from torch import Tensor
 from tokcomp.models.adapter import Tower
 from tokcomp.ops.merging import apply_selection
 from tokcomp.ops.received import received_attention, unsplit
+from tokcomp.ops.relevance import mean_cosine_with
 from tokcomp.ops.scores import attention_rows
 from tokcomp.runner.apply import clean_selection, gather_tokens
 from tokcomp.runner.images import Images
+from tokcomp.runner.text import Text
 from tokcomp.stages import VisionReducer
 from tokcomp.types import Selection, Signal, Site, VisionView
 
@@ -33,6 +35,7 @@ class Encoding:
         bias: additive attention mask of the blocks to come, or None.
         signals: what was taken from the attention of each block.
         lasting: the blocks whose signals are read at a later place than right after the block.
+        text: the prompt's text of each row, where the reducer is guided by it.
         cls_token: the CLS token's state at the feature layer ``[i, d]``, where the reducer wants it.
         late: what was decided past the feature layer; applied to the features when they come.
     """
@@ -43,6 +46,7 @@ class Encoding:
     bias: Tensor | None = None
     signals: dict[int, dict[str, Tensor]] = field(default_factory=dict)
     lasting: frozenset[int] = frozenset()
+    text: Text | None = None
     cls_token: Tensor | None = None
     late: list[tuple[Site, Selection]] = field(default_factory=list)
 
@@ -157,6 +161,8 @@ class Encoding:
         signals: dict[str, Any] = dict(self.signals.get(-1 if layer is None else layer, {}))
         signals["_elsewhere"] = {block: self.signals.get(block, {}) for block in self.reducer.looks_at(depth)
                                  if block is not None}  # fmt: skip
+        if self.text is not None and site.kind == "projected":
+            signals["_text_relevance"] = mean_cosine_with(tokens, self.text.embeds, self.text.valid)
         return VisionView(
             site=site,
             depth=depth,

@@ -12,9 +12,11 @@ from tokcomp.models.adapter import find_adapter
 from tokcomp.runner.encoded import Encoded
 from tokcomp.runner.hooks import Hooks
 from tokcomp.runner.language import LanguageStage
+from tokcomp.runner.text import PromptText
 from tokcomp.runner.tower import VisionStage
 from tokcomp.runner.trace import Trace
 from tokcomp.stages import CachePolicy, PrefillFilter, VisionReducer
+from tokcomp.types import Signal
 
 __all__ = ["Session"]
 
@@ -43,12 +45,16 @@ class Session:
             )
         encoded = Encoded(adapter)
         language = LanguageStage(adapter, vision, prefill, cache, encoded, self.trace.remember)
-        tower = None
+        tower = text = None
+        if vision is not None and Signal.TEXT_RELEVANCE in vision.signals():
+            text = PromptText(adapter, language.reader.placeholders, f"vision strategy '{vision.name}'")
         if adapter.tower is not None:
             digests = language.reader.digests
-            tower = VisionStage(adapter.tower, vision, encoded, digests=digests, family=adapter.family)
+            tower = VisionStage(adapter.tower, vision, encoded, digests=digests, family=adapter.family, text=text)
         hooks = Hooks()
         try:
+            if text is not None:
+                text.install(hooks)
             if tower is not None:
                 encoded.install(hooks)
                 tower.install(hooks)

@@ -22,6 +22,7 @@ from tokcomp.runner.encoded import Encoded
 from tokcomp.runner.encoding import Encoding
 from tokcomp.runner.hooks import Hooks
 from tokcomp.runner.images import Images, pixel_digest
+from tokcomp.runner.text import PromptText
 from tokcomp.stages import VisionReducer
 from tokcomp.types import Signal, Site
 
@@ -42,8 +43,9 @@ class VisionStage:
         *,
         digests: bool,
         family: str = "this model",
+        text: PromptText | None = None,
     ) -> None:
-        self.tower, self.reducer, self.encoded, self.family = tower, reducer, encoded, family
+        self.tower, self.reducer, self.encoded, self.family, self.text = tower, reducer, encoded, family, text
         self.digests = digests or (reducer is not None and Signal.DIGEST in reducer.signals())
         self.sites: tuple[Site, ...] = ()
         self.observed: frozenset[int] = frozenset()
@@ -164,7 +166,8 @@ class VisionStage:
         if self.digests:
             rows = pixels if layout.pixels is None else layout.pixels
             images.digest = torch.stack([pixel_digest(row) for row in rows])
-        self._local.encoding = Encoding(self.tower, self.reducer, images, lasting=self.lasting)
+        text = None if self.text is None else self.text.of(images)
+        self._local.encoding = Encoding(self.tower, self.reducer, images, lasting=self.lasting, text=text)
 
     def _count_blocks(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         images, n_prefix = self._encoding.images, self.tower.n_prefix

@@ -1,6 +1,7 @@
 """Vision-stage strategies, one a file; importing this package registers them."""
 
 from tokcomp.vision import (
+    cdpruner,
     divprune,
     evit,
     fastervlm,
@@ -19,6 +20,7 @@ from tokcomp.vision import (
 )
 
 __all__ = [
+    "cdpruner",
     "divprune",
     "evit",
     "fastervlm",
