@@ -42,19 +42,27 @@ class ModelConfig(Section):
 
     Attributes:
         name: how it is called in tables.
+        weights: ``checkpoint``, or ``random`` for the model's sizes with random weights (cost studies).
         path: Hugging Face id or local folder; None: the embedded model.
         revision: branch, tag or commit of a Hugging Face id.
         attention: the model's own attention implementation.
+        device_map: ``auto`` or a device per part of the model, as transformers takes it; None: all on one device.
+        trust_remote_code: run code that the checkpoint brings along.
         prompt: template with ``{question}`` and ``<image>``; None: the processor's chat template.
         shape: sizes for counting FLOPs by name; None: those of the checkpoint's ``config.json``.
+        image_tokens: vision tokens of one image for ``tokcomp flops``, of a model whose images have any size.
     """
 
     name: str = "tiny"
+    weights: Literal["checkpoint", "random"] = "checkpoint"
     path: str | None = None
     revision: str | None = None
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    device_map: str | dict[str, str | int] | None = None
+    trust_remote_code: bool = False
     prompt: str | None = None
     shape: str | None = None
+    image_tokens: int | None = Field(default=None, ge=1)
 
     @field_validator("prompt")
     @classmethod

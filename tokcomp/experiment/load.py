@@ -11,10 +11,11 @@ import torch
 from PIL import Image
 
 from tokcomp.errors import ConfigurationError
+from tokcomp.experiment.checkpoint import loading, refuse_other_formats, refuse_too_large
 from tokcomp.experiment.config import ModelConfig
 from tokcomp.measure.shape import ModelShape
 
-__all__ = ["LoadedModel", "load_model", "load_shape", "model_path"]
+__all__ = ["LoadedModel", "full_config", "load_model", "load_shape", "model_path", "random_model", "trained_model"]
 
 
 @dataclass(frozen=True)
@@ -109,49 +110,88 @@ def model_path(config: ModelConfig) -> str:
     return str(weights)
 
 
-def _loading(config: ModelConfig, load: Callable[[], Any]) -> Any:
-    from safetensors import SafetensorError
-
-    try:
-        return load()
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = lines[0] if lines else type(error).__name__
-        raise ConfigurationError(
-            f"model '{config.name}' could not be loaded from {model_path(config)}: {reason}"
-        ) from error
-
-
 def _given(config: ModelConfig) -> dict[str, Any]:
+    trust = {"trust_remote_code": config.trust_remote_code}
     if config.path is None:
-        return {"local_files_only": True}
-    return {} if config.revision is None else {"revision": config.revision}
+        return {"local_files_only": True, **trust}
+    return trust if config.revision is None else {"revision": config.revision, **trust}
 
 
 def load_model(config: ModelConfig, *, device: str, dtype: torch.dtype) -> LoadedModel:
-    """Load the model and its processor.
+    """Load the model and its processor, safetensors only.
 
     Raises:
-        ConfigurationError: there is no such checkpoint, it cannot be read, or it has no chat template and no
-            ``model.prompt`` was given.
+        ConfigurationError: there is no such checkpoint, it cannot be reached or read, it does not fit into memory, or it has
+            no chat template and no ``model.prompt`` was given.
     """
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoProcessor
 
     path, given = model_path(config), _given(config)
-
-    def load() -> tuple[Any, Any]:
-        model = AutoModelForImageTextToText.from_pretrained(
-            path, dtype=dtype, attn_implementation=config.attention, **given
-        )
-        return model, AutoProcessor.from_pretrained(path, **given)
-
-    model, processor = _loading(config, load)
+    processor = loading(config, path, lambda: AutoProcessor.from_pretrained(path, **given))
     if config.prompt is None and getattr(processor, "chat_template", None) is None:
         raise ConfigurationError(
             f"the processor of model '{config.name}' has no chat template: give model.prompt, such as "
             '"USER: <image>\\n{question} ASSISTANT:"'
         )
-    return LoadedModel(model.to(device).eval(), processor, torch.device(device), dtype, config.prompt)
+    model = (
+        random_model(config, device=device, dtype=dtype)
+        if config.weights == "random"
+        else trained_model(config, device, dtype)
+    )
+    return LoadedModel(model, processor, model.device, dtype, config.prompt)
+
+
+def trained_model(config: ModelConfig, device: str, dtype: torch.dtype) -> Any:
+    """The model with its weights, without a processor; see :func:`load_model`."""
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    path, given = model_path(config), _given(config)
+    refuse_other_formats(config, path)
+
+    def load() -> Any:
+        refuse_too_large(config, AutoConfig.from_pretrained(path, **given), device=device, dtype=dtype)
+        model = AutoModelForImageTextToText.from_pretrained(
+            path,
+            dtype=dtype,
+            attn_implementation=config.attention,
+            use_safetensors=True,
+            device_map=config.device_map,
+            **given,
+        )
+        return model.eval() if config.device_map is not None else model.to(device).eval()
+
+    return loading(config, path, load)
+
+
+def random_model(config: ModelConfig, *, device: str, dtype: torch.dtype) -> Any:
+    """The model with random weights, for cost studies; on the device ``meta`` it takes no memory at all.
+
+    Raises:
+        ConfigurationError: its sizes are neither shipped nor in the checkpoint's ``config.json``, or it does not fit.
+    """
+    from transformers import AutoModelForImageTextToText
+
+    sizes = full_config(config)
+
+    def make() -> Any:
+        refuse_too_large(config, sizes, device=device, dtype=dtype)
+        with torch.device(device):
+            return AutoModelForImageTextToText.from_config(sizes, dtype=dtype, attn_implementation=config.attention)
+
+    return loading(config, str(config.shape or config.path), make).eval()
+
+
+def full_config(config: ModelConfig) -> Any:
+    """The transformers configuration of a model: the checkpoint's own, or one of the shipped sizes."""
+    from transformers import AutoConfig
+
+    from tokcomp.measure.shape import named_config
+
+    if config.shape is not None and not (config.path is not None and Path(config.path).is_dir()):
+        fields = named_config(config.shape)
+        return AutoConfig.for_model(**{name: value for name, value in fields.items() if name != "source"})
+    path = model_path(config)
+    return loading(config, path, lambda: AutoConfig.from_pretrained(path, **_given(config)))
 
 
 def load_shape(config: ModelConfig) -> ModelShape:
@@ -166,7 +206,4 @@ def load_shape(config: ModelConfig) -> ModelShape:
     # A local folder says more than the name of the model that it replaces.
     if config.shape is not None and not (config.path is not None and Path(config.path).is_dir()):
         return named_shape(config.shape)
-    from transformers import AutoConfig
-
-    path = model_path(config)
-    return ModelShape.from_config(_loading(config, lambda: AutoConfig.from_pretrained(path, **_given(config))))
+    return ModelShape.from_config(full_config(config))

@@ -124,7 +124,7 @@ def predict(config: PredictionConfig) -> Prediction:
         dense_cache=_cache(config, shape, dense),
         compressed_cache=_cache(config, shape, compressed),
         reductions=reductions(shape, *works) if pipeline != Pipeline() else (),
-        assumptions=compressed.assumptions,
+        assumptions=(*_assumed_image(config), *compressed.assumptions),
     )
 
 
@@ -146,10 +146,21 @@ def _expected(
 def _image_tokens(config: PredictionConfig, shape: ModelShape) -> int:
     if config.image_tokens is not None:
         return config.image_tokens
+    if config.model.image_tokens is not None:
+        return config.model.image_tokens
     if shape.tower is None or shape.tower.grid is None:
         raise ConfigurationError(f"model '{config.model.name}' has no image size of its own: give image_tokens=N")
     rows, columns = shape.tower.grid
     return rows * columns // shape.merge + (shape.tower.prefix if shape.feature_prefix else 0)
+
+
+def _assumed_image(config: PredictionConfig) -> tuple[str, ...]:
+    tokens = config.model.image_tokens
+    if tokens is None or config.image_tokens is not None:
+        return ()
+    return (
+        f"an image of {config.model.name} may have any size: {tokens} tokens are assumed (image_tokens=N for others)",
+    )
 
 
 def _with_logits(config: PredictionConfig, expected: Expected) -> Workload:

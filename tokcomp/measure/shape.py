@@ -15,7 +15,7 @@ from typing import Any
 
 from tokcomp.errors import ConfigurationError, UnsupportedError, suggest
 
-__all__ = ["ModelShape", "TowerShape", "family", "named_shape", "shape_names"]
+__all__ = ["ModelShape", "TowerShape", "combined", "family", "named_config", "named_shape", "shape_names", "vit_tower"]
 
 _SHAPES = Path(__file__).parent / "shapes"
 
@@ -93,6 +93,8 @@ class ModelShape:
             UnsupportedError: the configuration's ``model_type``, its tower or its language model is of a layout that no
                 reader knows; counting it by a wrong formula would be worse.
         """
+        import tokcomp.measure.families  # noqa: F401  (importing registers)
+
         kind = getattr(config, "model_type", None)
         reader = _READERS.get(str(kind))
         if reader is None:
@@ -122,8 +124,8 @@ def shape_names() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in _SHAPES.glob("*.json")))
 
 
-def named_shape(name: str) -> ModelShape:
-    """A shipped shape by name, such as ``llava-1.5-7b``: no weights and no network are needed.
+def named_config(name: str) -> dict[str, Any]:
+    """The sizes of a published model as its ``config.json`` states them, and under ``source`` whose they are.
 
     Raises:
         ConfigurationError: no shape of that name is shipped.
@@ -132,11 +134,26 @@ def named_shape(name: str) -> ModelShape:
         raise ConfigurationError(
             f"no model shape is called '{name}'{suggest(name, shape_names())} known: {', '.join(shape_names())}"
         )
-    text = (_SHAPES / f"{name}.json").read_text(encoding="utf-8")
-    return ModelShape.from_config(json.loads(text, object_hook=lambda values: SimpleNamespace(**values)))
+    fields: dict[str, Any] = json.loads((_SHAPES / f"{name}.json").read_text(encoding="utf-8"))
+    return fields
 
 
-_LANGUAGE_MODELS = ("llama", "mistral", "qwen2", "qwen3", "qwen2_vl_text", "qwen2_5_vl_text")
+def named_shape(name: str) -> ModelShape:
+    """A shipped shape by name, such as ``llava-1.5-7b``: no weights and no network are needed.
+
+    Raises:
+        ConfigurationError: no shape of that name is shipped.
+    """
+    return ModelShape.from_config(
+        json.loads(json.dumps(named_config(name)), object_hook=lambda values: SimpleNamespace(**values))
+    )
+
+
+_LANGUAGE_MODELS = (
+    "llama", "mistral", "qwen2", "qwen3", "qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text", "glm4v_text", "gemma2",
+    "gemma3_text", "cohere2",
+)  # fmt: skip
+"""Language models with gated MLPs and no experts. A layer's window is not counted: within it the counts are exact."""
 
 
 @family("llama", "mistral", "qwen2", "qwen3")
@@ -144,7 +161,7 @@ def _language_model(config: Any) -> ModelShape:
     if config.model_type not in _LANGUAGE_MODELS:
         raise UnsupportedError(
             f"the FLOPs of a '{config.model_type}' language model cannot be counted: known are "
-            f"{', '.join(_LANGUAGE_MODELS)} (full attention, gated MLP, no experts)"
+            f"{', '.join(_LANGUAGE_MODELS)} (gated MLP, no experts)"
         )
     return ModelShape(
         family=config.model_type,
@@ -159,43 +176,54 @@ def _language_model(config: Any) -> ModelShape:
     )
 
 
-def _combined(config: Any, **vision: Any) -> ModelShape:
+_VISION_TOWERS = {
+    "clip_vision_model": 1, "siglip_vision_model": 0, "idefics3_vision": 0, "smolvlm_vision": 0, "internvl_vision": 1,
+}  # fmt: skip
+"""Vision transformers of the common layout, with the number of their prefix tokens."""
+
+
+def _length(side: Any) -> int:
+    return int(side if isinstance(side, int) else side[0])
+
+
+def combined(config: Any, **vision: Any) -> ModelShape:
     """The language model inside ``config`` with the vision side put in front of it."""
     text = _language_model(config.text_config)
     tied = bool(getattr(config, "tie_word_embeddings", text.tied))
     return ModelShape(**{**vars(text), "family": config.model_type, "tied": tied, **vision})
 
 
-def _clip_like_tower(vision: Any) -> TowerShape:
-    prefix = {"clip_vision_model": 1, "siglip_vision_model": 0}.get(vision.model_type)
+def vit_tower(vision: Any) -> TowerShape:
+    """A tower of CLIP's layout on square images."""
+    kind = vision.model_type
+    prefix = _VISION_TOWERS.get(kind)
     if prefix is None:
         raise UnsupportedError(
-            f"the FLOPs of a '{vision.model_type}' vision tower cannot be counted: known are clip_vision_model and "
-            "siglip_vision_model"
+            f"the FLOPs of a '{kind}' vision tower cannot be counted: known are {', '.join(_VISION_TOWERS)}"
         )
-    side = vision.image_size // vision.patch_size
+    side = _length(vision.image_size) // _length(vision.patch_size)
     return TowerShape(
         hidden=vision.hidden_size,
         intermediate=vision.intermediate_size,
         heads=vision.num_attention_heads,
         head_dim=vision.hidden_size // vision.num_attention_heads,
         blocks=vision.num_hidden_layers,
-        patch_inputs=vision.num_channels * vision.patch_size**2,
+        patch_inputs=vision.num_channels * _length(vision.patch_size) ** 2,
         prefix=prefix,
         grid=(side, side),
-        pooling_head=prefix == 0 and bool(getattr(vision, "vision_use_head", True)),
+        pooling_head=kind == "siglip_vision_model" and bool(getattr(vision, "vision_use_head", True)),
     )
 
 
 @family("llava", "llava_next", "llava_onevision")
 def _llava(config: Any) -> ModelShape:
-    tower = _clip_like_tower(config.vision_config)
+    tower = vit_tower(config.vision_config)
     chosen = config.vision_feature_layer
     layers = [chosen] if isinstance(chosen, int) else list(chosen)
     # hidden_states[0] is the embedding, so that hidden_states[i] is the output of block i - 1.
     blocks = [(layer if layer >= 0 else tower.blocks + 1 + layer) - 1 for layer in layers]
     width = config.text_config.hidden_size
-    return _combined(
+    return combined(
         config,
         tower=tower,
         projector=((tower.hidden * len(layers), width), (width, width)),
@@ -221,7 +249,7 @@ def _qwen_vl(config: Any) -> ModelShape:
         window=(vision.window_size // vision.patch_size) ** 2 if windows else None,
         full_blocks=tuple(vision.fullatt_block_indexes) if windows else (),
     )
-    return _combined(
+    return combined(
         config,
         tower=tower,
         projector=((fused, fused), (fused, config.text_config.hidden_size)),
