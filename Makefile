@@ -4,11 +4,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 OUT ?= outputs/demo
+WORKERS ?= 2
+SAMPLES ?= 200
 
 export HF_HUB_OFFLINE := 1
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: demo env test test-fast lint format docs results bench bench-gpu clean help
+.PHONY: demo env test test-fast lint format docs results library bench bench-gpu clean help
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.demo  ## the embedded model, dense and compressed in all three stages: a table, and a picture of what it kept
@@ -50,6 +52,9 @@ docs: env  ## the site, strict, in site/
 
 results: env  ## the tables and pictures of README and site, from runs on the embedded model (half an hour)
 	$(BIN)/python docs/generate.py
+
+library: env  ## every strategy at 50, 25, 11 and 6 %: records, tables and curves of the site; goes on where it stopped
+	OMP_NUM_THREADS=1 $(BIN)/python docs/library.py --workers $(WORKERS) --samples $(SAMPLES)
 
 bench: env  ## prefill speed against what the FLOPs promise
 	$(BIN)/python benchmarks/prefill.py

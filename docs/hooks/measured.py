@@ -6,6 +6,7 @@ import re
 from functools import cache
 from pathlib import Path
 
+import comparison
 import depth
 import tables
 from mkdocs.config.defaults import MkDocsConfig
@@ -31,6 +32,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         "budgets": lambda: tables.budgets(entries),
         "inside": lambda: tables.inside(entries),
         "prefill": lambda: tables.prefill_speed(Path(config.docs_dir).parent / "benchmarks" / "results"),
+        "library": lambda: comparison.library(Path(config.docs_dir) / "results" / "library"),
         "details": lambda: tables.details(entries),
         "flops": flops,
         "conventions": conventions,

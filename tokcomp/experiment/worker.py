@@ -15,13 +15,14 @@ from tokcomp.experiment.result import UnwritableError
 from tokcomp.experiment.run import run_recorded
 from tokcomp.experiment.store import Store, key_of
 
-__all__ = ["execute", "job"]
+__all__ = ["execute", "job", "model_of"]
 
 _held: dict[str, LoadedModel] = {}
 """The model that this process holds, by configuration: one at a time."""
 
 
-def _model(config: RunConfig) -> LoadedModel:
+def model_of(config: RunConfig) -> LoadedModel:
+    """The model that a run asks for; the last one that was asked for is kept."""
     name = f"{config.model.model_dump_json()} {config.device} {config.dtype}"
     if name not in _held:
         _held.clear()
@@ -60,7 +61,7 @@ def execute(store: Store, config: RunConfig, *, sweep: str, overrides: list[str]
             result = run_recorded(
                 config,
                 store.folder(key),
-                load=_model,
+                load=model_of,
                 reference=lambda make: store.reference(config, make),
                 overrides=overrides,
             )
