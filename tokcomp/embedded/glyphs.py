@@ -29,7 +29,7 @@ def digit_images() -> NDArray[np.float32]:
 def _digits() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """All bundled digits: pixels ``(n, 8, 8)`` in [0, 1] and labels ``(n,)``."""
     images, labels = digits()
-    return images.astype(np.float32) / 16, labels.astype(np.int64)
+    return (images / 16).astype(np.float32), labels.astype(np.int64)
 
 
 @lru_cache(maxsize=2)

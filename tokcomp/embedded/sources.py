@@ -57,7 +57,7 @@ def export(path: Path) -> None:
 
     images, labels = digits()
     files = {f"{p.package}/{p.file}": np.frombuffer(photo_file(p.package, p.file), np.uint8) for p in PHOTOS}
-    np.savez(path, digits=images, labels=labels, **files)
+    np.savez(path, digits=images, labels=labels, **files)  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

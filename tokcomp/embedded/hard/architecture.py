@@ -100,7 +100,7 @@ def seal(model: LlavaForConditionalGeneration) -> None:
     _freeze_at_zero(projection.bias, (slice(0, FIRST_CODE),))
 
 
-def _freeze_at_zero(weight: torch.nn.Parameter, where: tuple[slice | list[int], ...]) -> None:
+def _freeze_at_zero(weight: Tensor, where: tuple[slice | list[int], ...]) -> None:
     mask = torch.ones_like(weight, requires_grad=False)
     mask[where] = 0
     with torch.no_grad():

@@ -71,7 +71,7 @@ def _items(wanted: list[tuple[int, str]], split: Split, seed: int) -> list[HardQ
         _asked(np.random.default_rng([seed, zlib.crc32(f"hard/{split}/{kind}".encode()), index]), kind, split)
         for index, kind in wanted
     ]
-    plans = Plans(*(np.concatenate(arrays) for arrays in zip(*(plan for plan, _, _ in drawn), strict=True)))
+    plans = Plans.joined([plan for plan, _, _ in drawn])
     pixels, owner = paint(plans.tensors(), split)
     return [
         HardQuestion(
@@ -93,4 +93,4 @@ def _asked(rng: np.random.Generator, kind: str, split: Split) -> tuple[Plans, Fa
             facts = Facts(plans.digit[row].tolist(), plans.colour[row].tolist())
             question = ALL_KINDS[kind](facts, chance)
             if question is not None:
-                return Plans(*(array[row : row + 1] for array in plans)), facts, question
+                return plans.scene(row), facts, question

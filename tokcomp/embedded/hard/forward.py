@@ -10,8 +10,10 @@ from functools import cache
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import LlavaForConditionalGeneration
+from transformers.models.clip.modeling_clip import CLIPEncoderLayer
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from tokcomp.embedded.training.vision import encoder_of
 
@@ -127,7 +129,7 @@ class Forward:
         return F.rms_norm(hidden, hidden.shape[-1:], language.norm.weight, eps), looks
 
 
-def language_weights(layer: nn.Module) -> tuple[Tensor, ...]:
+def language_weights(layer: LlamaDecoderLayer) -> tuple[Tensor, ...]:
     """The weights of a Llama layer in the order of `language_layer`."""
     a, m = layer.self_attn, layer.mlp
     linears = (a.q_proj, a.k_proj, a.v_proj, a.o_proj), (m.gate_proj, m.up_proj, m.down_proj)
@@ -135,7 +137,7 @@ def language_weights(layer: nn.Module) -> tuple[Tensor, ...]:
     return (layer.input_layernorm.weight, *attention, layer.post_attention_layernorm.weight, *mlp)
 
 
-def tower_weights(layer: nn.Module) -> tuple[Tensor, ...]:
+def tower_weights(layer: CLIPEncoderLayer) -> tuple[Tensor, ...]:
     """The weights of a CLIP layer in the order of `tower_layer`."""
     a, m = layer.self_attn, layer.mlp
     modules = (layer.layer_norm1, a.q_proj, a.k_proj, a.v_proj, a.out_proj, layer.layer_norm2, m.fc1, m.fc2)

@@ -7,6 +7,7 @@ is bent anew each time it is drawn.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -57,6 +58,15 @@ class Plans(NamedTuple):
     def tensors(self) -> tuple[Tensor, ...]:
         """The same as tensors."""
         return tuple(torch.from_numpy(array) for array in self)
+
+    def scene(self, row: int) -> Plans:
+        """One scene alone."""
+        return Plans._make(array[row : row + 1] for array in self)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Plans]) -> Plans:
+        """Several batches as one."""
+        return cls._make(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
 
 
 @cache
@@ -115,10 +125,8 @@ def draw_plans(rng: np.random.Generator, split: Split, number: int, ease: float 
         )
     paint = np.clip(_PAINTS[colour] + rng.uniform(-15, 15, (number, CELLS, 3)), 0, 255)
     photo, gain = _backgrounds(rng, split, easy[:, 0])
-    return Plans(
-        digit, colour, glyph, *(array.astype(np.float32) for array in (place, warp, paint)), photo,
-        gain.astype(np.float32),
-    )  # fmt: skip
+    single = [np.asarray(array, np.float32) for array in (place, warp, paint)]
+    return Plans(digit, colour, glyph, single[0], single[1], single[2], photo, gain.astype(np.float32))
 
 
 def _backgrounds(
@@ -147,8 +155,9 @@ def _canvases() -> tuple[Tensor, Tensor]:
             for image in images
         ]
     )
-    inked = canvas > 64
-    across, down = inked.any(1), inked.any(2)
+    inked: NDArray[np.bool_] = canvas > 64
+    across: NDArray[np.bool_] = np.any(inked, axis=1)
+    down: NDArray[np.bool_] = np.any(inked, axis=2)
     left, right = across.argmax(1), _CANVAS - across[:, ::-1].argmax(1)
     top, bottom = down.argmax(1), _CANVAS - down[:, ::-1].argmax(1)
     ink = np.stack([(left + right) / 2, (top + bottom) / 2, right - left, bottom - top], 1)
