@@ -206,10 +206,18 @@ def test_kills_lose_nothing(untrained: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
-def test_launchers_give_the_same_table(launcher: str, untrained: Path, tmp_path: Path) -> None:
-    pytest.importorskip("hydra_plugins.hydra_joblib_launcher" if launcher == "joblib" else "submitit")
-    more = ["hydra.launcher.n_jobs=2"] if launcher == "joblib" else ["hydra.launcher.timeout_min=5"]
+@pytest.mark.parametrize(
+    ("launcher", "module", "more"),
+    [
+        ("joblib", "hydra_plugins.hydra_joblib_launcher", ["hydra.launcher.n_jobs=2"]),
+        ("submitit_local", "submitit", ["hydra.launcher.timeout_min=5"]),
+        ("ray", "hydra_plugins.hydra_ray_launcher", ["+hydra.launcher.ray.init.num_cpus=2"]),
+    ],
+)
+def test_launchers_give_the_same_table(
+    launcher: str, module: str, more: list[str], untrained: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip(module)
     outcome = sweep(given(untrained, tmp_path / launcher, *AXES, f"hydra/launcher={launcher}", *more))
     assert (len(outcome.done), outcome.failed, outcome.broken) == (4, {}, None)
     sweep(given(untrained, tmp_path / "basic", *AXES))

@@ -17,6 +17,7 @@ __all__ = ["COMMANDS", "main"]
 COMMANDS = {
     "run": "answer a benchmark with the dense and the compressed model, and compare",
     "sweep": "every combination of several choices, into a store that survives anything",
+    "search": "the Pareto front of accuracy against cost, over strategies and their settings",
     "report": "what a sweep found: tables, figures, statistics and a page that works offline",
     "list": "the strategies, benchmarks, models and presets",
     "show": "one strategy: its fields, defaults, paper and needs",

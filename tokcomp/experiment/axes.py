@@ -16,7 +16,7 @@ from tokcomp.errors import ConfigurationError
 from tokcomp.experiment.compose import compose, own_hydra, register_plugins
 from tokcomp.experiment.config import RunConfig
 
-__all__ = ["Axes", "read_axes", "refuse_wrong"]
+__all__ = ["Axes", "parsed_overrides", "read_axes", "refuse_wrong"]
 
 _EVERYWHERE = ("preset", "experiment")
 """Groups whose options choose options of other groups, so that they are checked together with everything."""
@@ -53,29 +53,35 @@ def read_axes(overrides: Sequence[str]) -> Axes:
     Raises:
         ConfigurationError: an override that cannot be read, or an axis without end.
     """
-    register_plugins()
     fixed: list[str] = []
     swept: dict[str, tuple[str, ...]] = {}
     told: list[str] = []
+    for text, override in parsed_overrides(overrides):
+        key = override.key_or_group
+        if key.partition(".")[0].partition("/")[0] == "hydra":
+            told.append(text)
+        elif not override.is_sweep_override():
+            fixed.append(text)
+        else:
+            if not override.is_discrete_sweep():
+                raise ConfigurationError(f"'{text}' has no end: list the values, as {key}=1,2,3 or {key}=range(1,4)")
+            values = override.sweep_string_iterator()
+            swept[key] = tuple(f"{override.get_key_element()}={value}" for value in values)
+            if not swept[key]:
+                raise ConfigurationError(f"'{text}' matches nothing: `tokcomp list {key}` names the options")
+    return Axes(tuple(fixed), swept, tuple(told))
+
+
+def parsed_overrides(overrides: Sequence[str]) -> list[tuple[str, Override]]:
+    """Every override as it was written and as Hydra reads it.
+
+    Raises:
+        ConfigurationError: one that cannot be read.
+    """
+    register_plugins()
     with own_hydra():
         parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
-        for text in overrides:
-            override = _parsed(parser, text)
-            key = override.key_or_group
-            if key.partition(".")[0].partition("/")[0] == "hydra":
-                told.append(text)
-            elif not override.is_sweep_override():
-                fixed.append(text)
-            else:
-                if not override.is_discrete_sweep():
-                    raise ConfigurationError(
-                        f"'{text}' has no end: list the values, as {key}=1,2,3 or {key}=range(1,4)"
-                    )
-                values = override.sweep_string_iterator()
-                swept[key] = tuple(f"{override.get_key_element()}={value}" for value in values)
-                if not swept[key]:
-                    raise ConfigurationError(f"'{text}' matches nothing: `tokcomp list {key}` names the options")
-    return Axes(tuple(fixed), swept, tuple(told))
+        return [(text, _parsed(parser, text)) for text in overrides]
 
 
 def _parsed(parser: OverridesParser, text: str) -> Override:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from tokcomp.report.rows import Row, axes_of
+from tokcomp.report.rows import STAGES, Row, axes_of
 
 __all__ = ["runs_table"]
 
@@ -22,7 +22,7 @@ def runs_table(rows: Sequence[Row]) -> Table:
         "same: answers equal to the dense ones; FLOPs to decode: shares of the dense model; interval: 95 % (Wilson)"
     )
     table = Table(caption=caption, caption_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    axes = axes_of(rows)
+    axes = axes_of(rows) or {stage: [row.stages[place] for row in rows] for place, stage in enumerate(STAGES)}
     for key in axes:
         table.add_column(key, overflow="fold", min_width=min(8, max(map(len, axes[key]))))
     for name in ("accuracy %", "same", "tokens", "FLOPs", "KV", "prefill", "decode"):

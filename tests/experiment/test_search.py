@@ -1,0 +1,70 @@
+"""The search: what it draws, that it goes on where it was stopped, refusals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tokcomp.cli.main import main
+from tokcomp.errors import ConfigurationError
+from tokcomp.experiment.result import Result
+from tokcomp.experiment.search import read_space, search
+
+optuna = pytest.importorskip("optuna")
+
+SPACE = [
+    "vision=none,pool,random",
+    "cache=none,h2o",
+    "vision.random.keep_ratio=interval(0.1,0.9)",
+    "vision.pool.window=2,3",
+]
+
+
+def given(untrained: Path) -> list[str]:
+    return [
+        *SPACE, f"model.path={untrained}", "benchmark.samples=2", "benchmark.max_new_tokens=2", "benchmark.kinds=[count]",
+        "measure.timing=false", "measure.memory=false", "device=cpu",
+    ]  # fmt: skip
+
+
+def test_a_setting_is_drawn_only_with_its_strategy() -> None:
+    space = read_space(SPACE)
+    assert space.choices == {"vision": ("none", "pool", "random"), "cache": ("none", "h2o")}
+    trial = optuna.trial.FixedTrial({"vision": "random", "cache": "h2o", "vision.random.keep_ratio": 0.3})
+    assert space.overrides(trial) == ["vision=random", "vision.keep_ratio=0.3", "cache=h2o"]
+    trial = optuna.trial.FixedTrial({"vision": "pool", "cache": "none", "vision.pool.window": "3"})
+    assert space.overrides(trial) == ["vision=pool", "vision.window=3", "cache=none"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        ([], "nothing to search"),
+        (["vision=none,tomee"], "did you mean 'tome'"),
+        (["vision=none,tome", "vision.tome.rr=range(1,4)"], "did you mean 'r'"),
+        (["vision=none,pool", "vision.tome.r=range(1,4)"], "is never drawn"),
+        (["vision=none,tome", "seed=0,1"], "cannot be searched"),
+    ],
+)
+def test_a_wrong_space_is_refused_in_one_line(
+    overrides: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["search", *overrides, "--trials", "1", "--out", str(tmp_path / "s")]) == 2
+    error = capsys.readouterr().err
+    assert told in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_a_search_goes_on_where_it_was_stopped(untrained: Path, tmp_path: Path) -> None:
+    first = search(given(untrained), tmp_path, trials=3, cost="kv_bytes")
+    assert (first.trials, len(first.keys), first.failed) == (3, 3, {})
+    study = optuna.load_study(study_name="tokcomp", storage=f"sqlite:///{tmp_path / 'search.db'}")
+    stopped = study.ask()  # a trial whose process died
+    stopped.suggest_categorical("vision", ("none", "pool", "random"))
+    more = search(given(untrained), tmp_path, trials=6, cost="kv_bytes")
+    assert more.trials == 6
+    assert all(Result.read(more.store.folder(key) / "result.json").status == "ok" for key in more.keys)
+    with pytest.raises(ConfigurationError, match="holds another search"):
+        search(given(untrained), tmp_path, trials=7, cost="flops")
