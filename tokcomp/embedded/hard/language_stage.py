@@ -37,6 +37,7 @@ from tokcomp.embedded.scenes import PATCHES
 from tokcomp.embedded.training.loop import Schedule, step_generator
 
 _CURRICULUM_UNTIL = 0.3  # share of the stage in which one-lookup questions fade out
+_SLOW_KINDS = {"count_larger": 1.6, "twin": 1.3}  # asked more often
 _DROPPED_SHARE = 0.35
 _KEPT = (24, 36, 48, 72, 100)
 _GAZE_WEIGHT = 0.05
@@ -98,6 +99,7 @@ def kind_shares(progress: float) -> list[float]:
     shares = dict.fromkeys(KIND_NAMES, 1.0)
     shares.update(dict.fromkeys(EASY_KINDS, 0.5 + 4 * ease))
     shares.update(dict.fromkeys(LONG_KINDS, 0.6))
+    shares.update(_SLOW_KINDS)
     return [shares[name] for name in KIND_NAMES]
 
 
