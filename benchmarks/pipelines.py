@@ -34,7 +34,8 @@ def window_threshold(model: Any, pixel_values: Tensor, share: float, window: int
     finally:
         handle.remove()
     tokens = seen[0][:, tower.n_prefix :]
-    patches = window_members(tower.grid(pixel_values), (window, window), device=tokens.device)
+    side = math.isqrt(tokens.shape[1])
+    patches = window_members((side, side), (window, window), device=tokens.device)
     scores = mean_cosine(tokens[:, patches]).flatten().sort(descending=True).values
     merging = round((1 - share) * tokens.shape[1] / (window**2 - 1))
     return float(scores[min(merging, len(scores) - 1)])

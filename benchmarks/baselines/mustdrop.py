@@ -75,8 +75,9 @@ class PublishedMustDrop:
             )
             if number == 0:
                 tokens = hidden[:, 1:]
+                side = math.isqrt(tokens.shape[1])
                 selection = merge_windows(
-                    tokens, tower.grid(pixels), (3, 3), self.threshold, order="published", batch_minimum=True
+                    tokens, (side, side), (3, 3), self.threshold, order="published", batch_minimum=True
                 )
                 merged, _ = apply_selection(tokens, torch.ones(tokens.shape[:2], device=tokens.device), selection)
                 hidden = torch.cat([hidden[:, :1], merged], dim=1)
@@ -84,7 +85,7 @@ class PublishedMustDrop:
                 features = hidden[:, 1:]
         n = features.shape[1]
         key = attention.float().mean(dim=1)[:, 0, 1:].topk(math.ceil(self.key_ratio * n)).indices  # (tiles, keys)
-        projected = tower.projector(features).flatten(0, 1)
+        projected = self.model.model.multi_modal_projector(features).flatten(0, 1)
         return projected, (key + n * torch.arange(len(key), device=key.device)[:, None]).flatten().sort().values
 
     def _filter(self, attention: Tensor, start: int, end: int, key: Tensor) -> Tensor:
