@@ -79,5 +79,5 @@ def test_the_prefill_waits_a_few_times_only(stages: dict[str, Any]) -> None:
     dense = sum(waits(prefill).values())
     with debug_checks(False), Pipeline(**stages).attach(model):
         compressed = waits(prefill)
-    decisions = 4 * len(stages) if stages.get("prefill") != "fastv" else 1
-    assert sum(compressed.values()) <= dense + 10 + 3 * decisions, compressed
+    content = 30 if "mustdrop" in names(stages) else 0  # how much it merges and drops follows from the content
+    assert sum(compressed.values()) <= dense + 12 + content, compressed
