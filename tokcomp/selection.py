@@ -32,6 +32,7 @@ class Selection:
         protect: ``[b, k]`` the key tokens that later stages must keep (added to those marked before). None: no new ones.
         ragged: False promises that no entry of ``keep`` is -1, which spares the runner a look at the device.
         ascending: True promises that every row of ``keep`` is ascending.
+        complete: True promises that ``assign`` drops no token.
     """
 
     keep: Tensor
@@ -43,6 +44,7 @@ class Selection:
     protect: Tensor | None = None
     ragged: bool = True
     ascending: bool = False
+    complete: bool = False
 
     @classmethod
     def all(cls, n: int, *, batch_size: int = 1, device: torch.device | str | None = None,

@@ -31,6 +31,7 @@ class TokenView:
         sizes: how many original patches each token stands for ``[b, n]`` float.
         origin: index of the original token that each one stands at ``[b, n]``.
         protected: key tokens ``[b, n]`` bool.
+        padded, marked: False promises, without a look at the device, that ``valid`` is all True, ``protected`` all False.
     """
 
     tokens: Tensor
@@ -38,6 +39,8 @@ class TokenView:
     sizes: Tensor
     origin: Tensor
     protected: Tensor
+    padded: bool = True
+    marked: bool = True
     _digest: Tensor | None = field(default=None, repr=False)
 
     @property
@@ -53,6 +56,11 @@ class TokenView:
     def counts(self) -> Tensor:
         """Tokens of each row ``[b]``."""
         return self.valid.sum(dim=1)
+
+    @property
+    def known_counts(self) -> Tensor | int:
+        """``counts``; one number, which costs no look at the device, where no row holds padding."""
+        return self.counts if self.padded else self.n_tokens
 
     @property
     def device(self) -> torch.device:

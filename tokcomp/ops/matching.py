@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -12,6 +13,9 @@ from tokcomp.ops.similarity import nearest, unit
 from tokcomp.selection import Selection
 
 __all__ = ["bipartite_matching", "energy_matching", "merge_schedule"]
+
+
+_AT_ONCE = 1 << 26  # four similarities per pair of tokens are held at a time, 64 MiB
 
 
 def bipartite_matching(
@@ -36,6 +40,8 @@ def bipartite_matching(
         The merging, weighted by token sizes when it is applied (``weight`` None); the representative is B's token.
     """
     b, n = metric.shape[:2]
+    if valid is None and locked is None and 0 < r <= n // 2 and b * n * n <= _AT_ONCE:
+        return _match_whole_rows(metric, r, n_prefix)
     index = torch.arange(n, device=metric.device).expand(b, n)
     valid = torch.ones_like(index, dtype=torch.bool) if valid is None else valid
     free = valid if locked is None else valid & ~locked
@@ -61,6 +67,25 @@ def bipartite_matching(
         place[:, a] = rank
     place[:, z] += n
     return merge_into(home, place.where(pairs[:, None] > 0, index))
+
+
+def _match_whole_rows(metric: Tensor, r: int, n_prefix: int) -> Selection:
+    """:func:`bipartite_matching` of rows without padding and locked tokens: the counts are known, nothing is asked of the
+    device."""
+    b, n = metric.shape[:2]
+    start = n_prefix % 2
+    a, z = slice(start, None, 2), slice(1 - start, None, 2)
+    index = torch.arange(n, device=metric.device)
+    to, last = index[z], index[a].shape[0] - r  # B's tokens, and where they begin in the result
+    vectors = unit(metric)
+    similarity, partner = (vectors[:, a] @ vectors[:, z].transpose(1, 2)).max(dim=-1)
+    order = similarity.sort(dim=-1, descending=True, stable=True).indices
+    alone = order[:, r:] if n_prefix == 0 else order[:, r:].sort(dim=-1).values
+    keep = torch.cat([2 * alone + start, to.expand(b, -1)], dim=1)
+    assign = torch.empty(b, n, dtype=torch.long, device=metric.device)
+    assign[:, z] = index[last : last + len(to)]
+    assign[:, a] = (partner + last).scatter(1, alone, index[:last].expand(b, -1))
+    return replace(Selection.merge(keep, assign, ragged=False), complete=True)
 
 
 def energy_matching(

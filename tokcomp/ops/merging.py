@@ -45,6 +45,9 @@ def apply_selection(
     if selection.assign is None:
         return gather_tokens(tokens, selection.keep), gather_tokens(sizes[..., None], selection.keep)[..., 0]
 
+    plain = selection.combine == "mean" and selection.cls_first is None
+    if plain and selection.complete and not selection.ragged and selection.weight is None and selection.mix is None:
+        return _merged_rows(tokens, sizes, selection)
     slots = _filled_slots(selection, tokens)  # (b, n)
     k = selection.keep.shape[-1]
     merged_sizes = _sum_slots(sizes[..., None], slots, k + 1)[..., :k, 0]
@@ -64,6 +67,31 @@ def apply_selection(
     there = selection.cls_first[:, None] & (torch.arange(k, device=tokens.device) == 0)  # (b, k)
     merged = cls_token[:, None].to(merged.dtype).where(there[..., None], merged)
     return merged, merged_sizes.masked_fill(there, 1)
+
+
+def _merged_rows(tokens: Tensor, sizes: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
+    """Means weighted by sizes where every row has as many slots and no token is dropped. Most slots hold their token alone:
+    the representatives are gathered, and only the n - k others are added."""
+    assert selection.assign is not None
+    keep, assign = _broadcast(selection.keep, tokens).long(), _broadcast(selection.assign, tokens).long()
+    n, k = assign.shape[-1], keep.shape[-1]
+    stands = torch.zeros_like(assign, dtype=torch.uint8).scatter(-1, keep, 1)
+    others = stands.argsort(dim=-1, stable=True)[..., : n - k]  # (b, n - k)
+    slots = assign.gather(-1, others)
+    own, more = sizes.gather(-1, keep), sizes.gather(-1, others)
+    total = own.scatter_add(-1, slots, more)
+    exact = torch.promote_types(tokens.dtype, torch.float32)
+    # A token alone has the share 1, which leaves it as it is.
+    rows = _rows(tokens, keep) * (own / total).to(exact)[..., None]
+    added = _rows(tokens, others) * (more / total.gather(-1, slots)).to(exact)[..., None]
+    flat = rows.flatten(0, -2).index_add(0, _flat(slots, k), added.flatten(0, -2))
+    return flat.view(rows.shape).to(tokens.dtype), total
+
+
+def _rows(values: Tensor, index: Tensor) -> Tensor:
+    """Rows ``index`` ``[b, k]`` of ``values`` ``[b, n, d]``, none of them padding."""
+    rows = values.flatten(0, -2).index_select(0, _flat(index, values.shape[-2]))
+    return rows.view(*index.shape, values.shape[-1])
 
 
 def _means(tokens: Tensor, sizes: Tensor, selection: Selection, slots: Tensor) -> Tensor:
@@ -99,7 +127,7 @@ def _filled_slots(selection: Selection, tokens: Tensor) -> Tensor:
     return slots.masked_fill(spare.gather(-1, slots), k)
 
 
-def compose_source(source: Tensor, selection: Selection, n: int) -> Tensor:
+def compose_source(source: Tensor, selection: Selection, n: int, *, whole: bool = False) -> Tensor:
     """Follow every original token through one more selection.
 
     Args:
@@ -107,11 +135,14 @@ def compose_source(source: Tensor, selection: Selection, n: int) -> Tensor:
             time: ``torch.arange(n0).expand(b, n0)``.
         selection: what was decided for the ``n`` present tokens.
         n: number of tokens that the selection was made for.
+        whole: no original token was dropped before.
 
     Returns:
         ``[b, n0]`` the output slot in which each original token is afterwards, -1 where it is dropped (now or before).
     """
     slots = slots_of(selection, n).expand(*source.shape[:-1], n)
+    if whole and selection.complete:
+        return slots.gather(-1, source)
     return slots.gather(-1, source.clamp(min=0)).masked_fill(source < 0, -1)
 
 

@@ -171,6 +171,8 @@ class Encoding:
             sizes=images.sizes,
             origin=images.origin,
             protected=images.protected,
+            padded=not images.uniform,
+            marked=images.marked,
             grid=images.grid,
             owners=images.layout.owners if images.kind == "image" else (),
             n_prefix=self.tower.n_prefix,
@@ -188,7 +190,8 @@ class Encoding:
         if images.uniform and not weighs:
             return None
         bias = images.sizes.clamp(min=1).log() if weighs else torch.zeros_like(images.sizes)
-        bias = bias.masked_fill(~images.valid, _MASKED)
+        if not images.uniform:
+            bias = bias.masked_fill(~images.valid, _MASKED)
         bias = torch.cat([bias.new_zeros(bias.shape[0], self.tower.n_prefix), bias], dim=1)
         return bias[:, None, None].to(dtype)
 

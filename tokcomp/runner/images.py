@@ -31,6 +31,7 @@ class Images:
         source: the token that each original unit is in now ``[i, n]``, -1 where it was dropped or is padding.
         uniform: no row holds padding (known without asking the device).
         touched: a reducer changed the sequence.
+        marked: key tokens were marked. whole: no unit was dropped and none is padding (both known without asking).
         reordered: tokens may stand in another order than that of their units.
         history: after each site that shortened the sequence: the site and ``source`` as it was then.
         block_tokens: per tower block, the tokens of each row that enter it ``[i]`` (prefix included), or one number.
@@ -47,6 +48,8 @@ class Images:
     source: Tensor
     uniform: bool = True
     touched: bool = False
+    marked: bool = False
+    whole: bool = False
     reordered: bool = False
     history: list[tuple[Site, Tensor]] = field(default_factory=list)
     block_tokens: list[Tensor | int] = field(default_factory=list)
@@ -72,6 +75,7 @@ class Images:
             protected=torch.zeros_like(valid),
             source=index if uniform else index.where(valid, -1),
             uniform=uniform,
+            whole=uniform,
         )
 
     @property
@@ -147,18 +151,24 @@ class Images:
     def apply(self, site: Site, selection: Selection, sizes: Tensor) -> None:
         """Follow a (cleaned) selection; ``sizes`` are the token sizes that merging gave ``[i, k]``."""
         n = self.origin.shape[1]
-        keep = selection.keep
-        present = keep >= 0
-        index = keep.clamp(min=0)
-        shortened = keep.shape[1] < n or not selection.ascending or selection.assign is not None or selection.ragged
-        self.protected = _protected_after(self.protected, selection, index) & present
+        keep, ragged = selection.keep, selection.ragged
+        present = keep >= 0 if ragged else torch.ones_like(keep, dtype=torch.bool)
+        index = keep.clamp(min=0) if ragged else keep
+        shortened = keep.shape[1] < n or not selection.ascending or selection.assign is not None or ragged
+        self.marked = self.marked or selection.protect is not None
+        if self.marked:
+            self.protected = _protected_after(self.protected, selection, index) & present
+        elif shortened:
+            self.protected = torch.zeros_like(present)
         if not shortened:
             return
-        self.source = compose_source(self.source, selection, n)
-        self.origin = self.origin.gather(1, index).where(present, 0)
+        self.source = compose_source(self.source, selection, n, whole=self.whole)
+        self.whole = self.whole and selection.complete
+        origin = self.origin.gather(1, index)
+        self.origin = origin.where(present, 0) if ragged else origin
         self.sizes = sizes
         self.valid = present
-        self.uniform = not selection.ragged or bool(present.all())
+        self.uniform = not ragged or bool(present.all())
         self.touched = True
         self.reordered = self.reordered or not selection.ascending
         self.history.append((site, self.source))

@@ -69,7 +69,13 @@ class ToMe(VisionReducer):
         if isinstance(r, float):
             r = max(1, round(r * view.grid[0] * view.grid[1])) if r else 0
         now = self._schedule(r, view.depth)[view.site.layer or 0]
-        return bipartite_matching(view.keys, now, n_prefix=view.n_prefix, valid=view.valid, locked=view.protected)
+        return bipartite_matching(
+            view.keys,
+            now,
+            n_prefix=view.n_prefix,
+            valid=view.valid if view.padded else None,
+            locked=view.protected if view.marked else None,
+        )
 
     def weighs_attention(self) -> bool:
         return self.proportional_attention
