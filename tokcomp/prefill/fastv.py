@@ -62,7 +62,7 @@ class FastV(Budgeted, PrefillFilter):
     def filter(self, view: PrefillView) -> Selection:
         return Selection.top_k(
             view.attention.float().mean(dim=1)[:, -1],  # (b, n)
-            self.budget.resolve(view.counts),
-            valid=view.valid,
-            protected=view.protected & view.valid if self.respects_protected else None,
+            self.budget.resolve(view.known_counts),
+            valid=view.valid if view.padded else None,
+            protected=view.protected & view.valid if self.respects_protected and view.marked else None,
         )

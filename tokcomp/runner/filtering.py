@@ -134,6 +134,8 @@ class Filtering:
             origin=prompt.origin.gather(1, columns),
             image=prompt.image.gather(1, columns),
             protected=prompt.protected.gather(1, columns) & real,
+            padded=not run.sequence.uniform,
+            marked=self.protects,
             initial=prompt.vision.sum(dim=1),
             memory=run.noted.setdefault(id(strategy), {}),
             _attention=attention,

@@ -40,4 +40,6 @@ class FasterVLM(Budgeted, VisionReducer):
 
     def reduce(self, view: VisionView) -> Selection:
         scores = view.cls_attention.mean(dim=1)  # (b, n)
-        return Selection.top_k(scores, self.budget.resolve(view.known_counts), valid=view.valid if view.padded else None)
+        return Selection.top_k(
+            scores, self.budget.resolve(view.known_counts), valid=view.valid if view.padded else None
+        )
