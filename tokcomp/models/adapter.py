@@ -116,6 +116,9 @@ class Tower:
         exit: the module whose output is one state of the language model's width per unit.
         layout: the tokens of a call.
         config: the tower's config (its attention implementation is switched while attached).
+        branches: modules beside the way to ``exit`` that also make one state per unit of what a block puts out (DeepStack).
+        segmented: a packed tower whose blocks take ``cu_seqlens`` and ``position_embeddings``, and whose units are patches
+            that stand side by side.
         packed: rows of the tower stand one after another in one sequence instead of in a batch.
         sealed: why tokens cannot leave between the tower's blocks, to complete "...: <reason>"; empty where they can.
     """
@@ -131,6 +134,8 @@ class Tower:
     config: Any
     packed: bool = False
     sealed: str = ""
+    segmented: bool = False
+    branches: Sequence[nn.Module] = ()
 
 
 @dataclass(frozen=True)
@@ -167,6 +172,8 @@ class Decoder:
         first_position: position id of a prompt's first token.
         logits: ``layer -> `` what else its attention does to logits, by the names of
             :func:`~tokcomp.ops.scores.attention_rows` (``softcap``, ``sinks``).
+        deepstack: how many of the first layers add vision features to their output (arguments ``visual_pos_masks`` and
+            ``deepstack_visual_embeds``).
         config: the decoder's config.
         query_key: queries and keys of a layer that has not run; None where the layers' layout hides them.
         norm: the norm before the output head; None where there is none.
@@ -183,6 +190,7 @@ class Decoder:
     interleaved: Callable[[], bool] = lambda: False
     query_key: QueryKey | None = None
     norm: Callable[[Tensor], Tensor] | None = None
+    deepstack: int = 0
     windows: tuple[int | None, ...] = ()
     tables: tuple[str, ...] = ()
     first_position: int = 0

@@ -105,6 +105,8 @@ class Encoded:
 
         @functools.wraps(original)
         def encode(*args: Any, **kwargs: Any) -> Any:
+            if getattr(self._local, "call", None) is not None:
+                return original(*args, **kwargs)  # Qwen3-VL encodes videos by its method for images
             given = {**dict(zip(names, args, strict=False)), **kwargs}
             _refuse_unfit_pixels(given)
             before = len(self.pending)

@@ -14,8 +14,10 @@ from tokcomp.ops.merging import apply_selection
 from tokcomp.ops.received import received_attention, unsplit
 from tokcomp.ops.relevance import mean_cosine_with
 from tokcomp.ops.scores import attention_rows
+from tokcomp.runner.alike import alike, joined, narrowed
 from tokcomp.runner.apply import clean_selection, gather_tokens
 from tokcomp.runner.images import Images
+from tokcomp.runner.segments import Segments
 from tokcomp.runner.text import Text
 from tokcomp.stages import VisionReducer
 from tokcomp.types import Selection, Signal, Site, VisionView
@@ -34,10 +36,12 @@ class Encoding:
         images: the token table.
         bias: additive attention mask of the blocks to come, or None.
         signals: what was taken from the attention of each block.
+        observed: the blocks whose signals are wanted.
         lasting: the blocks whose signals are read at a later place than right after the block.
         text: the prompt's text of each row, where the reducer is guided by it.
         cls_token: the CLS token's state at the feature layer ``[i, d]``, where the reducer wants it.
         late: what was decided past the feature layer; applied to the features when they come.
+        segments: where tokens stand in a tower that attends by segments; None in others.
     """
 
     tower: Tower
@@ -45,14 +49,19 @@ class Encoding:
     images: Images
     bias: Tensor | None = None
     signals: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+    observed: frozenset[int] = frozenset()
     lasting: frozenset[int] = frozenset()
     text: Text | None = None
     cls_token: Tensor | None = None
     late: list[tuple[Site, Selection]] = field(default_factory=list)
+    segments: Segments | None = None
 
-    def observe(self, number: int, query: Tensor, key: Tensor, scale: float) -> None:
-        """Take from one block's attention what the reducer asked for."""
+    def observe(self, number: int, query: Tensor, key: Tensor, scale: float) -> Tensor | None:
+        """Take from one block's attention what the reducer asked for; returns the mask that it shall have, or None for the
+        model's own."""
         assert self.reducer is not None
+        if self.segments is not None:
+            return self._observe_segment(number, query, key, scale)
         n_prefix, needs = self.tower.n_prefix, self.reducer.signals()
         signals: dict[str, Tensor] = {}
         if self.tower.packed:
@@ -67,6 +76,15 @@ class Encoding:
         if Signal.UNSPLIT_KEYS in needs:
             signals["_unsplit_keys"] = unsplit(key)[:, 0, n_prefix:]
         self.signals[number] = {name: self._over_units(name, signal) for name, signal in signals.items()}
+        return None
+
+    def _observe_segment(self, number: int, query: Tensor, key: Tensor, scale: float) -> Tensor | None:
+        assert self.segments is not None and self.reducer is not None  # noqa: PT018
+        bias = self.segments.bias(self.segments.seen, key.shape[2], query.dtype)
+        whole = self.segments.gathered(query, key)
+        if whole is not None and number in self.observed:
+            self.signals[number] = self.segments.signals(*whole, scale, self.reducer.signals())
+        return bias
 
     def _heads_in_rows(self, x: Tensor) -> Tensor:
         """Queries or keys of a packed tower ``[1, h, sum, d]`` as ``[i, h, n, d]``."""
@@ -102,12 +120,16 @@ class Encoding:
     def unfolded(self, features: Tensor) -> Tensor:
         """The states at the tower's ``entry`` or ``exit``, whatever their shape, one row each ``[i, k, d]``."""
         images = self.images
+        if self.segments is not None:
+            return self.segments.to_table(features)
         if not self.tower.packed:
             return features.reshape(images.n_rows, -1, features.shape[-1])
         return images.in_rows(features, images.counts().tolist() if images.touched else images.units)
 
     def folded(self, rows: Tensor, like: Tensor) -> Tensor:
         """``rows`` ``[i, k, d]`` in the shape that the model's own code had them in."""
+        if self.segments is not None:
+            return self.segments.to_sequence(rows, rows.shape[-1])
         if not self.tower.packed:
             return rows.reshape(rows.shape[0], *[1] * (like.dim() - 3), *rows.shape[1:])
         return rows[self.images.valid].reshape(*[1] * (like.dim() - 2), -1, rows.shape[-1])
@@ -115,6 +137,8 @@ class Encoding:
     def filled(self, rows: Tensor, like: Tensor) -> Tensor:
         """``rows`` ``[i, k, d]`` at the units at which they stand, NaN at all others, in the shape that all units have."""
         images = self.images
+        if self.segments is not None:
+            return self.segments.filled(self.segments.to_sequence(rows, rows.shape[-1]), torch.nan)
         home = images.origin.where(images.valid, images.n_units)[..., None].expand_as(rows)
         units = rows.new_full((images.n_rows, images.n_units + 1, rows.shape[-1]), torch.nan).scatter(1, home, rows)[
             :, :-1
@@ -125,6 +149,9 @@ class Encoding:
 
     def shorten(self, sites: Sequence[Site], hidden: Tensor) -> Tensor:
         """Let the reducer act on a block's hidden states ``[i, prefix + k, d]``."""
+        if self.segments is not None:
+            tokens = self.act(sites, self.segments.to_table(hidden))
+            return self.segments.to_sequence(tokens, hidden.shape[-1])
         n_prefix = self.tower.n_prefix
         tokens = self.act(sites, hidden[:, n_prefix:])
         self.bias = self._attention_bias(hidden.dtype)
@@ -139,14 +166,24 @@ class Encoding:
     def decide(self, site: Site, tokens: Tensor) -> Selection:
         """What the reducer selects at ``site``, ready to be applied."""
         assert self.reducer is not None
-        selection = self.reducer.reduce(self._view(site, tokens))
-        who = f"vision strategy '{self.reducer.name}'"
-        return clean_selection(selection, self.images.valid, uniform=self.images.uniform, who=who)
+        view, images, who = self._view(site, tokens), self.images, f"vision strategy '{self.reducer.name}'"
+        groups = alike(images.layout.grids, tokens.device)
+        if len(groups) == 1:
+            return clean_selection(self.reducer.reduce(view), images.valid, uniform=images.uniform, who=who)
+        parts = []
+        for grid, rows in groups:
+            n = int(view.counts[rows].max())
+            part = narrowed(view, grid, rows, n)
+            uniform = bool(part.valid.all())
+            parts.append((rows, clean_selection(self.reducer.reduce(part), part.valid, uniform=uniform, who=who)))
+        return joined(parts, images.sizes)
 
     def follow(self, site: Site, selection: Selection, tokens: Tensor, *, more: bool = False) -> Tensor:
         """Apply a selection to tokens and table; ``more``: another turn at this place will look at its signals."""
         shortened, sizes = apply_selection(tokens, self.images.sizes, selection, cls_token=self.cls_token)
         self.images.apply(site, selection, sizes)
+        if self.segments is not None and self.images.touched:
+            self.segments.follow()
         index = selection.keep.clamp(min=0)
         read = self.lasting if site.layer is None or not more else self.lasting | {site.layer}
         # What was seen of a token before stays with the token that stands at its place.

@@ -14,9 +14,10 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 __all__ = ["Attender", "AttentionObserver", "Hooks", "base_implementation"]
 
-AttentionObserver = Callable[..., None]
+AttentionObserver = Callable[..., Tensor | None]
 """Called with the query ``[b, h, t, d]``, the keys ``[b, g, l, d]`` (rotary applied, cache included) and the scaling of one
-attention call, before it runs; where the model has them also with ``softcap`` (of the logits) and ``sinks`` ``[h]``."""
+attention call, before it runs; where the model has them also with ``softcap`` (of the logits) and ``sinks`` ``[h]``. What it
+returns, if anything, is the additive mask of that call."""
 
 Attender = Callable[[Tensor, Tensor, Tensor, float, dict[str, Any]], Tensor | None]
 """Called with query ``[b, h, t, d]``, keys, values ``[b, g, l, d]``, scaling and options of one attention call; what it returns
@@ -38,7 +39,9 @@ def _observed(base: str) -> Callable[..., Any]:
         scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
         if observer is not None:
             others = {"softcap": kwargs.get("softcap"), "sinks": kwargs.get("s_aux")}
-            observer(query, key, scale, **{name: value for name, value in others.items() if value is not None})
+            mask = observer(query, key, scale, **{name: value for name, value in others.items() if value is not None})
+            if mask is not None:
+                args, kwargs = (), {**kwargs, "attention_mask": mask}
         if attender is not None:
             output = attender(query, key, value, scale, kwargs)
             if output is not None:

@@ -15,6 +15,7 @@ from tokcomp.errors import UnsupportedError
 from tokcomp.models.adapter import Adapter
 from tokcomp.runner.arguments import by_name, cache_in, cache_name
 from tokcomp.runner.cache import CompressedLayer, adopt, bound_request
+from tokcomp.runner.deepstack import taken_over
 from tokcomp.runner.encoded import Encoded
 from tokcomp.runner.eviction import Evictor
 from tokcomp.runner.filtering import Filtering
@@ -64,6 +65,8 @@ class LanguageStage:
             hooks.observe(self.decoder.attentions[number], self._observer(number))
         for number in depth:
             hooks.before(self.decoder.layers[number], self._before_layer(number))
+            if number < self.decoder.deepstack:
+                hooks.after(self.decoder.layers[number], self._add_deepstack(number))
             if self._evicts(number):
                 hooks.after(self.decoder.layers[number], self._after_layer(number))
 
@@ -87,8 +90,10 @@ class LanguageStage:
             kind: output for kind, output in (given.get("mm_encoder_outputs") or {}).items() if output is not None
         }
         masks: dict[str, Tensor] = {}
-        if outputs or any(name.startswith("pixel_values") and value is not None for name, value in given.items()):
-            masks = self.reader.placeholders(given.get("input_ids"), given.get("inputs_embeds"))
+        pixels = {name for name, value in given.items() if name.startswith("pixel_values") and value is not None}
+        if outputs or pixels:
+            kinds = outputs.keys() | {"video" if name.endswith("videos") else "image" for name in pixels}
+            masks = self.reader.placeholders(given.get("input_ids"), given.get("inputs_embeds"), kinds)
         # generate() encodes the images first and hands the features on, once or (without a cache) at every step.
         self._local.masks, self._local.counts = masks, self.encoded.expect(masks, outputs, active=self.active)
         blocks = None if self.adapter.blocks is None else self.adapter.blocks(given)
@@ -134,8 +139,9 @@ class LanguageStage:
             acts = self.evictor is not None and self.evictor.decodes
             adopt(cache, request, self.decoder, note_reads=acts)
         sequence, seen, changed = self.reader.first_sequence(request, {**seen, self._cache_name: cache})
+        seen, deepstack = taken_over(seen)
         self._local.run = Pass(self.decoder, request, True, sequence.positions, sequence=sequence, changed=changed,
-                               blocks=given.blocks, through=self.adapter.blocks_pass_window)  # fmt: skip
+                               blocks=given.blocks, through=self.adapter.blocks_pass_window, deepstack=deepstack)  # fmt: skip
         return seen if changed else {**seen, "attention_mask": kwargs.get("attention_mask")}
 
     def _refuse_half_measures(self, cache: Any) -> None:
@@ -212,6 +218,15 @@ class LanguageStage:
                     hidden = self.filtering.apply(run, number - 1, hidden)
             run.enter(number, hidden, kwargs)
             return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
+
+        return hook
+
+    def _add_deepstack(self, number: int) -> Callable[..., Any]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+            run = self._pass
+            if run is None or run.deepstack is None or run.sequence is None:
+                return None
+            return run.deepstack.add(number, output, run.sequence)
 
         return hook
 

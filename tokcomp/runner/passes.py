@@ -14,6 +14,7 @@ from tokcomp.ops.packed import Packed
 from tokcomp.runner.apply import gather_tokens
 from tokcomp.runner.arguments import cache_in
 from tokcomp.runner.cache import CompressedLayer, filled
+from tokcomp.runner.deepstack import Deepstack
 from tokcomp.runner.hooks import base_implementation
 from tokcomp.runner.masks import Visibility, layer_mask
 from tokcomp.runner.request import Prompt, Request, Sequence
@@ -40,6 +41,7 @@ class Pass:
         rows: attention rows that the filter asked for, of the layer that has just run; ``keys``: its keys.
         noted: what each filter noted for its later layers, by the filter's id.
         packed: packed entries of the layer now running, which its attention has to read beside the cache's tensors.
+        deepstack: features that the first layers add to the vision tokens' states (prefill only), or None.
         received: column sums that the policy asked for, of the layer that has just run.
         stepped: layers that the policy is asked about when all have run, with what their entries received.
         memo: masks and rotary tables that several layers share.
@@ -60,6 +62,7 @@ class Pass:
     keys: Tensor | None = None
     noted: dict[int, dict[str, Tensor]] = field(default_factory=dict)
     packed: Packed | None = None
+    deepstack: Deepstack | None = None
     received: Tensor | None = None
     stepped: list[tuple[CompressedLayer, Tensor | None]] = field(default_factory=list)
     memo: dict[Any, Any] = field(default_factory=dict)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,9 +54,15 @@ class PromptReader:
         self.digests = Signal.DIGEST in needs
         self.guided_by = None if prefill is None else prefill.guided_by()
 
-    def placeholders(self, input_ids: Tensor | None, embeds: Tensor | None) -> dict[str, Tensor]:
-        """Per kind of vision input the placeholders ``[b, l]`` of what the multimodal model was called with."""
-        kinds = {modality.kind: modality.token_id for modality in self.adapter.modalities}
+    def placeholders(self, input_ids: Tensor | None, embeds: Tensor | None,
+                     given: Set[str] = frozenset()) -> dict[str, Tensor]:  # fmt: skip
+        """Per kind of vision input the placeholders ``[b, l]`` of what the multimodal model was called with.
+
+        Where several kinds have one placeholder (GLM-4V), it is that of the kind that was ``given``.
+        """
+        owned = {modality.token_id for modality in self.adapter.modalities if modality.kind in given}
+        kinds = {modality.kind: modality.token_id for modality in self.adapter.modalities
+                 if modality.kind in given or modality.token_id not in owned}  # fmt: skip
         if input_ids is not None:
             return {kind: input_ids.eq(token_id) for kind, token_id in kinds.items()}
         if embeds is None or self.adapter.embed is None:

@@ -1,7 +1,7 @@
 """The vision stage: lets a reducer act inside the tower and around the projector.
 
 The tower runs on the shortened sequence. After the projector the survivors are put back into the slots of the units that
-they stand at and all others are marked with NaN, so that the model's own code (packing of tiles, placeholder check, scatter)
+they stand at and all others are marked with NaN, so that the model's own code (segments of tiles, placeholder check, scatter)
 runs untouched; the language stage drops the marked positions before the first layer.
 """
 
@@ -20,8 +20,9 @@ from tokcomp.models.adapter import Call, Tower, TowerBlock
 from tokcomp.runner.arguments import by_name
 from tokcomp.runner.encoded import Encoded
 from tokcomp.runner.encoding import Encoding
-from tokcomp.runner.hooks import Hooks
+from tokcomp.runner.hooks import Hooks, base_implementation
 from tokcomp.runner.images import Images, pixel_digest
+from tokcomp.runner.segments import Segments
 from tokcomp.runner.text import PromptText
 from tokcomp.stages import VisionReducer
 from tokcomp.types import Signal, Site
@@ -81,6 +82,11 @@ class VisionStage:
                 f"{who} removes tokens inside the vision tower, which {self.family} does not allow: {tower.sealed}; use a "
                 "strategy that acts on the features (see `tokcomp list vision`) or one of another stage"
             )
+        if tower.segmented and self._weighs(reducer) and "flash" in base_implementation(tower.config):
+            raise CompatibilityError(
+                f"{who} weighs merged tokens in the attention of the vision tower, which flash attention over packed images "
+                "has no mask for: load the model with attn_implementation='sdpa', or set proportional_attention to false"
+            )
         signals = reducer.signals() & (_OBSERVED | {Signal.CLS_TOKEN})
         if self.tower.feature_block is None and (signals or any(site.layer is not None for site in self.sites)):
             raise CompatibilityError(
@@ -98,9 +104,17 @@ class VisionStage:
         if self.reducer is None:
             return
         hooks.before(tower.entry, self._before_projector)
-        if self.observed:
+        watched = self.observed
+        if tower.segmented and (watched or self._acts_inside):
+            if self._weighs(self.reducer):
+                watched = frozenset(range(len(tower.blocks)))
+            for block in tower.blocks:
+                hooks.before(block.module, self._repack)
+            for branch in tower.branches:
+                hooks.after(branch, self._after_branch)
+        if watched:
             hooks.switch(tower.config)
-        for number in sorted(self.observed):
+        for number in sorted(watched):
             hooks.observe(tower.blocks[number].attention, self._observer(number))
         if tower.feature_block is not None:
             acting = (site.layer for site in self.sites if site.layer is not None)
@@ -114,7 +128,8 @@ class VisionStage:
         if number > last_needed:
             hooks.replace_forward(block.module, _skip)
             return
-        if any(site.layer is not None and site.layer < number for site in self.sites):
+        earlier = any(site.layer is not None and site.layer < number for site in self.sites)
+        if earlier and not self.tower.segmented:
             hooks.before(block.module, self._mask_merged)
         if number == last_needed and self._is_late(Site.block(number)):
             # Only this block's attention is wanted (key tokens); its output goes nowhere.
@@ -127,6 +142,13 @@ class VisionStage:
     def _at(self, place: Site) -> list[Site]:
         """The turns at one place, in order."""
         return [site for site in self.sites if site.place == place]
+
+    @property
+    def _acts_inside(self) -> bool:
+        return any(site.layer is not None for site in self.sites)
+
+    def _weighs(self, reducer: VisionReducer) -> bool:
+        return self._acts_inside and reducer.weighs_attention()
 
     def _look(self, reducer: VisionReducer) -> None:
         """Which blocks are observed, and whose signals outlast the block itself."""
@@ -156,7 +178,12 @@ class VisionStage:
         kind, given = self.encoded.call
         layout = self.tower.layout(Call(kind, pixels, by, given))
         self.encoded.check(kind, layout)
-        if layout.members is not None and not self.tower.sealed and any(site.layer is not None for site in self.sites):
+        if (
+            layout.members is not None
+            and not self.tower.segmented
+            and not self.tower.sealed
+            and any(site.layer is not None for site in self.sites)
+        ):
             raise CompatibilityError(
                 f"{self.who} removes tokens inside the vision tower, and in {kind}s of {self.family} several patches become one "
                 "token behind it, which cannot lose some of them; use a strategy that acts on the features (see "
@@ -167,18 +194,32 @@ class VisionStage:
             rows = pixels if layout.pixels is None else layout.pixels
             images.digest = torch.stack([pixel_digest(row) for row in rows])
         text = None if self.text is None else self.text.of(images)
-        self._local.encoding = Encoding(self.tower, self.reducer, images, lasting=self.lasting, text=text)
+        segments = None
+        if self.tower.segmented and self.reducer is not None:
+            segments = Segments.fresh(images, weighs=self._weighs(self.reducer))
+        self._local.encoding = Encoding(self.tower, self.reducer, images, observed=self.observed, lasting=self.lasting,
+                                        text=text, segments=segments)  # fmt: skip
 
     def _count_blocks(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         images, n_prefix = self._encoding.images, self.tower.n_prefix
         current: Tensor | int = torch.tensor(images.patches) + n_prefix
         changes = {site.layer: source for site, source in images.history if site.layer is not None}
+        patches = 1 if images.members is None else images.members.shape[2]
         for number in range(len(self.tower.blocks)):
             images.block_tokens.append(current)
             if number in changes:
-                current = changes[number].amax(dim=1) + 1 + n_prefix
+                current = (changes[number].amax(dim=1) + 1) * patches + n_prefix
 
-    def _observer(self, number: int) -> Callable[[Tensor, Tensor, float], None]:
+    def _repack(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        segments = self._encoding.segments
+        assert segments is not None
+        return args, segments.arguments(kwargs)
+
+    def _after_branch(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Any:
+        segments = self._encoding.segments
+        return segments.filled(output, 0.0) if segments is not None and segments.images.touched else None
+
+    def _observer(self, number: int) -> Callable[[Tensor, Tensor, float], Tensor | None]:
         return lambda query, key, scale: self._encoding.observe(number, query, key, scale)
 
     def _mask_merged(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -193,7 +234,9 @@ class VisionStage:
         sites = self._at(Site.mid(number))
 
         def forward(hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
-            hidden = block.attend(hidden_states, attention_mask=attention_mask, **kwargs)
+            if not self.tower.segmented:
+                kwargs["attention_mask"] = attention_mask
+            hidden = block.attend(hidden_states, **kwargs)
             return block.feed(self._encoding.shorten(sites, hidden))
 
         return forward
