@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from torch import Tensor
 
 from tests.models.packed_models import FAMILIES, IMAGE, VIDEO, model, prompt, together
@@ -17,6 +19,7 @@ from tokcomp.runner.arguments import cache_in, cache_name
 
 GRID = (1, 8, 12)
 TUNED = {
+    "prefill/sparsevlm": {"layers": (1, 3), "keep_ratios": (0.6, 0.3)},
     "vision/mustdrop": {"threshold": 0.0, "merge_layer": 1, "window": 2},
     "prefill/mustdrop": {"layers": (1, 3), "global_threshold": 0.03, "individual_threshold": 0.05},
 }
@@ -77,6 +80,10 @@ def assert_same(made: Any, pipeline: Pipeline, rows: list[dict[str, Any]], steps
 def test_a_batch_equals_its_samples(family: str, stage: str, name: str) -> None:
     if stage == "cache" and family in ("qwen2_5_vl", "glm4v"):
         pytest.skip("the decoders and the cache stage are those of the families beside it")
+    if stage == "vision" and VISION[name].needs & {"cls_attention"} and VISION[name].without_cls == "refuse":
+        with pytest.raises(CompatibilityError, match="has none"), Pipeline(vision=name).attach(model(family)):
+            pass
+        return
     batch = assert_same(model(family), Pipeline(**{stage: settings(stage, name)}), samples(family))
     left = batch.cache_lengths[-1] if stage == "cache" else batch.vision_tokens[-1]
     assert left[0] < (24 if stage != "cache" else 24 + 12 + 3) or name in ("pyramidkv", "mustdrop"), left
@@ -141,8 +148,8 @@ PIPELINES = {
     "fastv": Pipeline(prefill={"name": "fastv", "layer": 1, "keep_tokens": 6}),
     "uniform+fastv renumbered": Pipeline({"name": "uniform", "keep_ratio": 0.6},
                                          {"name": "fastv", "layer": 2, "keep_ratio": 0.5, "positions": "renumber"}),
-    "mustdrop": Pipeline(prefill={"name": "mustdrop", "layers": (1, 3), "global_threshold": 0.03,
-                                  "individual_threshold": 0.05}),
+    "mustdrop": Pipeline(prefill={"name": "mustdrop", "layers": (1, 3), "global_threshold": 0.06,
+                                  "individual_threshold": 0.1}),
 }  # fmt: skip
 
 
@@ -169,15 +176,29 @@ FULL = Pipeline("tome", {"name": "fastv", "keep_ratio": 0.5}, {"name": "streamin
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_beams_and_several_answers(family: str) -> None:
-    made, inputs = model(family), samples(family)[1]
+    made, inputs = model(family), samples(family)[2]
     with FULL.attach(made):
         greedy = generate(made, 4, **inputs).sequences
         one = generate(made, 4, **inputs, num_beams=3, num_return_sequences=2)
-        batch = generate(made, 4, **together(*samples(family)[:2]), num_beams=3, num_return_sequences=2).sequences
+        batch = generate(made, 4, **together(samples(family)[0], inputs), num_beams=3, num_return_sequences=2).sequences
         torch.manual_seed(0)
         sampled = generate(made, 4, **inputs, do_sample=True, top_k=1, num_return_sequences=2).sequences
     assert torch.equal(one.sequences[:, -4:], batch[2:, -4:])
     assert torch.equal(sampled, greedy.expand(2, -1))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_beams_of_a_prompt_with_two_images(family: str) -> None:
+    made, inputs = model(family), samples(family)[1]
+    mixes_up = family == "glm4v" or Version(transformers.__version__) < Version("5.24")
+    with FULL.attach(made):
+        if mixes_up:  # a bug of transformers, with or without tokcomp
+            with pytest.raises(FeatureError, match="in another order than they were encoded"):
+                generate(made, 2, **inputs, num_beams=2)
+        else:
+            greedy = generate(made, 4, **inputs).sequences
+            several = generate(made, 4, **inputs, do_sample=True, top_k=1, num_return_sequences=2).sequences
+            assert torch.equal(several, greedy.expand(2, -1))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

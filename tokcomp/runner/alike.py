@@ -35,7 +35,8 @@ def narrowed(view: VisionView, grid: tuple[int, int], rows: Tensor, n: int) -> V
     own = {name: value for name, value in vars(view).items() if isinstance(value, Tensor)}
     whole = {name: own.pop(name)[rows] for name in ("_cls_token", "_digest") if name in own}
     elsewhere = {block: signals(given) for block, given in view._elsewhere.items()}
-    return replace(view, grid=grid, **whole, **signals(own), _elsewhere=elsewhere)  # type: ignore[arg-type]
+    owners = tuple(view.owners[row] for row in rows.tolist()) if view.owners else ()
+    return replace(view, grid=grid, owners=owners, **whole, **signals(own), _elsewhere=elsewhere)  # type: ignore[arg-type]
 
 
 def joined(parts: list[tuple[Tensor, Selection]], sizes: Tensor) -> Selection:

@@ -24,8 +24,9 @@ def clean_selection(selection: Selection, valid: Tensor, *, uniform: bool, who: 
     if keep.shape[0] != valid.shape[0]:
         keep = keep.expand(valid.shape[0], *keep.shape[1:])
     if debugging():
+        some = valid.any(dim=1)  # nothing can be kept of a sample without images
         try:
-            replace(selection, keep=keep).check(valid.shape[-1], batch_size=valid.shape[0])
+            _of_rows(replace(selection, keep=keep), some).check(valid.shape[-1], batch_size=int(some.sum()))
         except (TypeError, ValueError) as error:
             raise TokcompError(f"{who} returned a wrong selection: {error}") from error
     if uniform or selection.assign is not None:
@@ -36,6 +37,15 @@ def clean_selection(selection: Selection, valid: Tensor, *, uniform: bool, who: 
     keep = keep.masked_fill(~picked, -1).gather(1, order)
     protect = None if selection.protect is None else selection.protect.gather(1, order)
     return replace(selection, keep=keep, protect=protect, ragged=True)
+
+
+def _of_rows(selection: Selection, rows: Tensor) -> Selection:
+    """The selection of those samples alone for which ``rows`` ``[b]`` is True."""
+    if bool(rows.all()):
+        return selection
+    own = {name: value[rows] for name, value in vars(selection).items()
+           if isinstance(value, Tensor) and value.shape[0] == rows.shape[0]}  # fmt: skip
+    return replace(selection, **own)  # type: ignore[arg-type]
 
 
 def compress_index(keep: Tensor, width: int) -> Tensor:

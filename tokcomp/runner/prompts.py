@@ -164,5 +164,12 @@ def _tokens(kwargs: dict[str, Any]) -> Tensor:
 
 def _refuse_strange_nan(prompt: Prompt, embeds: Tensor) -> None:
     empty = (prompt.origin < 0) & (prompt.unit >= 0) if prompt.unit is not None else torch.zeros_like(prompt.valid)
-    if not torch.equal(embeds[..., 0].isnan(), empty):
+    found = embeds[..., 0].isnan()
+    if not torch.equal(found, empty):
+        if torch.equal(found.sum(), empty.sum()):
+            raise FeatureError(
+                "the image features came in another order than they were encoded: some versions of transformers mix up the "
+                "images of a prompt that has several where beams or num_return_sequences repeat it; give such prompts "
+                "num_beams=1 and num_return_sequences=1"
+            )
         raise FeatureError("the prompt's embeddings hold NaN where no token was dropped: check the weights and inputs")
