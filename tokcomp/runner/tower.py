@@ -15,22 +15,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokcomp.errors import CompatibilityError, FeatureError
+from tokcomp.errors import FeatureError
 from tokcomp.models.adapter import Call, Tower, TowerBlock
 from tokcomp.runner.arguments import by_name
 from tokcomp.runner.encoded import Encoded
 from tokcomp.runner.encoding import Encoding
-from tokcomp.runner.hooks import Hooks, base_implementation
+from tokcomp.runner.hooks import Hooks
 from tokcomp.runner.images import Images, pixel_digest
 from tokcomp.runner.segments import Segments
 from tokcomp.runner.text import PromptText
+from tokcomp.runner.unmet import INSIDE, refuse_split_units, refuse_unmet
 from tokcomp.stages import VisionReducer
 from tokcomp.types import Signal, Site
 
 __all__ = ["VisionStage"]
-
-_OBSERVED = frozenset({Signal.CLS_ATTENTION, Signal.UNSPLIT_ATTENTION, Signal.KEYS, Signal.UNSPLIT_KEYS})
-"""Signals that come from the attention of the tower's blocks."""
 
 
 class VisionStage:
@@ -54,7 +52,7 @@ class VisionStage:
         if reducer is not None:
             self.who = f"vision strategy '{reducer.name}'"
             self.sites = reducer.sites(len(tower.blocks))
-            self._refuse_unmet(reducer)
+            refuse_unmet(tower, reducer, self.sites, self.family)
             # Merging in the middle of a block past the feature layer would change nothing that anybody sees.
             self.sites = tuple(site for site in self.sites if site.kind != "mid" or not self._is_late(site))
             self._look(reducer)
@@ -63,36 +61,6 @@ class VisionStage:
     def _is_late(self, site: Site) -> bool:
         last = self.tower.feature_block
         return site.layer is not None and last is not None and site.layer > last
-
-    def _refuse_unmet(self, reducer: VisionReducer) -> None:
-        tower = self.tower
-        depth, who = len(tower.blocks), self.who
-        if not self.tower.has_cls and reducer.refuses_without_cls():
-            raise CompatibilityError(
-                f"{who} needs the attention of a CLS token, and this vision tower has none; use a strategy without that "
-                "need, or one that takes the attention received in its place (`tokcomp show vision/NAME` says so)"
-            )
-        for site in self.sites:
-            if site.layer is not None and not 0 <= site.layer < depth:
-                raise CompatibilityError(
-                    f"{who} acts at {site}, but the vision tower has {depth} blocks: 0..{depth - 1}"
-                )
-        if tower.sealed and any(site.layer is not None for site in self.sites):
-            raise CompatibilityError(
-                f"{who} removes tokens inside the vision tower, which {self.family} does not allow: {tower.sealed}; use a "
-                "strategy that acts on the features (see `tokcomp list vision`) or one of another stage"
-            )
-        if tower.segmented and self._weighs(reducer) and "flash" in base_implementation(tower.config):
-            raise CompatibilityError(
-                f"{who} weighs merged tokens in the attention of the vision tower, which flash attention over packed images "
-                "has no mask for: load the model with attn_implementation='sdpa', or set proportional_attention to false"
-            )
-        signals = reducer.signals() & (_OBSERVED | {Signal.CLS_TOKEN})
-        if self.tower.feature_block is None and (signals or any(site.layer is not None for site in self.sites)):
-            raise CompatibilityError(
-                f"{who} acts inside the vision tower, but this model mixes the features of several tower layers; use a "
-                "strategy that acts on the features or after the projector and needs no attention"
-            )
 
     # -- installation ------------------------------------------------------------------------------------------------
 
@@ -106,7 +74,7 @@ class VisionStage:
         hooks.before(tower.entry, self._before_projector)
         watched = self.observed
         if tower.segmented and (watched or self._acts_inside):
-            if self._weighs(self.reducer):
+            if self.reducer.weighs_attention():
                 watched = frozenset(range(len(tower.blocks)))
             for block in tower.blocks:
                 hooks.before(block.module, self._repack)
@@ -147,12 +115,9 @@ class VisionStage:
     def _acts_inside(self) -> bool:
         return any(site.layer is not None for site in self.sites)
 
-    def _weighs(self, reducer: VisionReducer) -> bool:
-        return self._acts_inside and reducer.weighs_attention()
-
     def _look(self, reducer: VisionReducer) -> None:
         """Which blocks are observed, and whose signals outlast the block itself."""
-        if not reducer.signals() & _OBSERVED:
+        if not reducer.signals() & INSIDE:
             return
         looks_at = reducer.looks_at(len(self.tower.blocks))
         elsewhere = {block for block in looks_at if block is not None}
@@ -178,17 +143,8 @@ class VisionStage:
         kind, given = self.encoded.call
         layout = self.tower.layout(Call(kind, pixels, by, given))
         self.encoded.check(kind, layout)
-        if (
-            layout.members is not None
-            and not self.tower.segmented
-            and not self.tower.sealed
-            and any(site.layer is not None for site in self.sites)
-        ):
-            raise CompatibilityError(
-                f"{self.who} removes tokens inside the vision tower, and in {kind}s of {self.family} several patches become one "
-                "token behind it, which cannot lose some of them; use a strategy that acts on the features (see "
-                "`tokcomp list vision`) or one of another stage"
-            )
+        if self._acts_inside:
+            refuse_split_units(self.tower, layout, self.who, kind, self.family)
         images = Images.fresh(layout, pixels.device, kind)
         if self.digests:
             rows = pixels if layout.pixels is None else layout.pixels
@@ -196,7 +152,7 @@ class VisionStage:
         text = None if self.text is None else self.text.of(images)
         segments = None
         if self.tower.segmented and self.reducer is not None:
-            segments = Segments.fresh(images, weighs=self._weighs(self.reducer))
+            segments = Segments.fresh(images, weighs=self.reducer.weighs_attention())
         self._local.encoding = Encoding(self.tower, self.reducer, images, observed=self.observed, lasting=self.lasting,
                                         text=text, segments=segments)  # fmt: skip
 
