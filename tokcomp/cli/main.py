@@ -17,6 +17,7 @@ __all__ = ["COMMANDS", "main"]
 COMMANDS = {
     "run": "answer a benchmark with the dense and the compressed model, and compare",
     "sweep": "every combination of several choices, into a store that survives anything",
+    "calibrate": "the setting at which a strategy meets a budget, as an option file",
     "search": "the Pareto front of accuracy against cost, over strategies and their settings",
     "report": "what a sweep found: tables, figures, statistics and a page that works offline",
     "list": "the strategies, benchmarks, models and presets",
@@ -85,7 +86,7 @@ def _dispatch(given: list[str]) -> int:
 
 def _overview() -> str:
     lines = ["usage: tokcomp COMMAND ...", "", "Vision-token compression for vision-language models.", "", "commands:"]
-    lines += [f"  {name:<6} {text}" for name, text in COMMANDS.items()]
+    lines += [f"  {name:<9} {text}" for name, text in COMMANDS.items()]
     return "\n".join([*lines, "", "`tokcomp COMMAND --help` tells more; `tokcomp --version` tells the version."])
 
 

@@ -9,7 +9,16 @@ from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from tokcomp.benchmarks.base import Benchmark, build_benchmark
 from tokcomp.errors import ConfigurationError
@@ -17,7 +26,17 @@ from tokcomp.experiment.messages import explain_settings
 from tokcomp.pipeline import Pipeline, build_strategy
 from tokcomp.stages import CachePolicy, PrefillFilter, Strategy, VisionReducer
 
-__all__ = ["Cache", "MeasureConfig", "ModelConfig", "Prefill", "RunConfig", "Section", "Vision", "config_hash"]
+__all__ = [
+    "BudgetConfig",
+    "Cache",
+    "MeasureConfig",
+    "ModelConfig",
+    "Prefill",
+    "RunConfig",
+    "Section",
+    "Vision",
+    "config_hash",
+]
 
 
 def _spec(part: Strategy | Benchmark | None) -> dict[str, Any]:
@@ -86,6 +105,41 @@ class MeasureConfig(Section):
     memory: bool = True
 
 
+class BudgetConfig(Section):
+    """What the pipeline is brought to before it runs; at most one of the three.
+
+    Attributes:
+        equivalent_tokens: vision tokens, mean over the language model's layers.
+        flops, kv_bytes: shares of the dense model's.
+        samples: questions of the calibration split that it is met on. ``tolerance``: how nearly.
+    """
+
+    equivalent_tokens: float | None = Field(default=None, gt=0)
+    flops: float | None = Field(default=None, gt=0, lt=1)
+    kv_bytes: float | None = Field(default=None, gt=0, lt=1)
+    samples: int = Field(default=40, ge=1)
+    tolerance: float = Field(default=0.03, gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _one_at_most(self) -> BudgetConfig:
+        given = [name for name in _MEASURES if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"give one budget, not {' and '.join(f'budget.{name}' for name in given)}")
+        return self
+
+    @property
+    def target(self) -> tuple[Any, float] | None:
+        """Measure and value, or None."""
+        for name in _MEASURES:
+            value = getattr(self, name)
+            if value is not None:
+                return name, value
+        return None
+
+
+_MEASURES = ("equivalent_tokens", "flops", "kv_bytes")
+
+
 class RunConfig(Section):
     """Everything that decides a run's result. ``model_dump(mode="json")`` gives back what :meth:`resolve` takes."""
 
@@ -100,6 +154,7 @@ class RunConfig(Section):
     device: str = Field(default="auto", validate_default=True)
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     measure: MeasureConfig = MeasureConfig()
+    budget: BudgetConfig = BudgetConfig()
 
     @field_validator("device")
     @classmethod
@@ -131,6 +186,7 @@ class RunConfig(Section):
                 "": tuple(cls.model_fields),
                 "model": tuple(ModelConfig.model_fields),
                 "measure": tuple(MeasureConfig.model_fields),
+                "budget": tuple(BudgetConfig.model_fields),
             }
             raise ConfigurationError(explain_settings(error, "`tokcomp run`", fields)) from None
 

@@ -16,6 +16,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "Accuracy",
     "CompressedSide",
+    "MetBudget",
     "Ratio",
     "Result",
     "SampleRecord",
@@ -144,6 +145,16 @@ class SampleRecord(_Part):
     equivalent_tokens: float
 
 
+class MetBudget(_Part):
+    """How a run was brought to its budget: the fields that were set in one stage, and the figure that they gave on the
+    calibration questions."""
+
+    stage: str
+    fields: dict[str, Any]
+    figure: float
+    target: float
+
+
 class Result(_Part):
     """One run.
 
@@ -156,6 +167,7 @@ class Result(_Part):
         environment: what the run ran on.
         started, seconds: when it began (UTC) and how long it took.
         dense, compressed: the two sides.
+        budget: how the pipeline was brought to the budget of the configuration, where there is one.
         timing: both sides' times, every repeat.
         samples: every question with both answers.
     """
@@ -174,6 +186,7 @@ class Result(_Part):
     dense: Side | None = None
     compressed: CompressedSide | None = None
     timing: GenerationComparison | None = None
+    budget: MetBudget | None = None
     samples: list[SampleRecord] = []
 
     def write(self, path: Path) -> None:

@@ -15,13 +15,14 @@ import torch
 from tokcomp.benchmarks.base import Sample
 from tokcomp.errors import TokcompError
 from tokcomp.experiment.answers import Answer, answer_all
+from tokcomp.experiment.budgets import meet
 from tokcomp.experiment.code import code_version
 from tokcomp.experiment.config import RunConfig, config_hash
 from tokcomp.experiment.environment import describe
 from tokcomp.experiment.load import LoadedModel, load_model
 from tokcomp.experiment.measuring import peak_of, time_both, times_of
 from tokcomp.experiment.reference import Reference
-from tokcomp.experiment.result import CompressedSide, Result, SampleRecord, Side
+from tokcomp.experiment.result import CompressedSide, MetBudget, Result, SampleRecord, Side
 from tokcomp.experiment.scoring import accuracy_of, cache_bytes, flops_of, tokens_of
 from tokcomp.pipeline import Pipeline
 
@@ -92,6 +93,9 @@ def run(config: RunConfig, *, progress: Progress = _silent, load: Load | None = 
     loading = progress("model", None)
     loaded = (load or _load)(config)
     loading(1)
+    met = meet(config, loaded)
+    if met is not None:
+        config = met.config
     pipeline = config.pipeline
     # A strategy that does not fit the model is refused before the long part.
     with pipeline.attach(loaded.model):
@@ -118,6 +122,7 @@ def run(config: RunConfig, *, progress: Progress = _silent, load: Load | None = 
             agreement=fmean(float(text == answer.text) for text, answer in zip(dense.texts, compressed, strict=True)),
         ),
         "timing": timing,
+        "budget": None if met is None else MetBudget(stage=met.stage, fields=met.fields, figure=met.figure, target=met.target),
         "samples": _records(samples, dense, compressed, scores),
     }  # fmt: skip
 
