@@ -19,7 +19,7 @@ from tokcomp.runner.images import Images
 __all__ = ["Encoded"]
 
 _MARK = "_tokcomp_images"
-"""Attribute of an encoder's output that names the session and the images it belongs to."""
+"""Attribute of an encoder's output, and of the features in it, that names the session and the images it belongs to."""
 
 
 class Encoded:
@@ -75,7 +75,9 @@ class Encoded:
         numbers = torch.stack([mask.sum(dim=1) for mask in masks.values()]).tolist() if masks else []
         self._local.counts = counts = dict(zip(masks, numbers, strict=True))
         for kind, output in outputs.items():
-            owner, images = getattr(output, _MARK, (None, []))
+            owner, images = next(
+                (getattr(each, _MARK) for each in _carriers(output) if hasattr(each, _MARK)), (None, [])
+            )
             if active and owner is not self:
                 raise UnsupportedError(
                     "these image features were encoded outside this `with` block, or cut up since (chunked prefill is not "
@@ -115,11 +117,20 @@ class Encoded:
                 output = original(*args, **kwargs)
             finally:
                 self._local.call = None
-            if hasattr(output, "__dict__"):
-                setattr(output, _MARK, (self, self.pending[before:]))
+            for each in _carriers(output):
+                setattr(each, _MARK, (self, self.pending[before:]))
             return output
 
         return encode
+
+
+def _carriers(output: Any) -> list[Any]:
+    """An encoder's output and the features in it: accelerate's hooks make a new output around the same features."""
+    features = getattr(output, "pooler_output", None)
+    if features is None:
+        features = getattr(output, "last_hidden_state", None)
+    features = list(features) if isinstance(features, list | tuple) else [features]
+    return [each for each in (output, *features) if hasattr(each, "__dict__")]
 
 
 def _refuse_unfit_pixels(given: Mapping[str, Any]) -> None:

@@ -85,6 +85,8 @@ class LanguageStage:
         return getattr(self._local, "run", None)
 
     def _before_multimodal(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self.active:
+            self._refuse_recomputation()
         given = by_name(module, args, kwargs)
         outputs = {
             kind: output for kind, output in (given.get("mm_encoder_outputs") or {}).items() if output is not None
@@ -135,6 +137,7 @@ class LanguageStage:
         if cache is None and self._wants_cache(kwargs):
             cache = DynamicCache(config=self.decoder.config)
         self._refuse_half_measures(cache)
+        self._refuse_recomputation()
         if cache is not None:
             acts = self.evictor is not None and self.evictor.decodes
             adopt(cache, request, self.decoder, note_reads=acts)
@@ -150,8 +153,11 @@ class LanguageStage:
             raise UnsupportedError(
                 f"cache policy '{self.evictor.name}' has no cache to act on: run with use_cache=True, or leave it out"
             )
-        module = self.decoder.module
-        if module.training and any(getattr(layer, "gradient_checkpointing", False) for layer in self.decoder.layers):
+
+    def _refuse_recomputation(self) -> None:
+        tower = self.adapter.tower
+        layers = [*self.decoder.layers, *([] if tower is None else [block.module for block in tower.blocks])]
+        if any(layer.training and getattr(layer, "gradient_checkpointing", False) for layer in layers):
             raise UnsupportedError(
                 "gradient checkpointing runs layers twice, which is not supported while attached: disable it"
             )

@@ -9,6 +9,7 @@ from torch import nn
 
 from tokcomp.errors import CompatibilityError, UnsupportedError
 from tokcomp.models.adapter import find_adapter
+from tokcomp.runner.devices import refuse_several_devices
 from tokcomp.runner.encoded import Encoded
 from tokcomp.runner.hooks import Hooks
 from tokcomp.runner.language import LanguageStage
@@ -44,6 +45,8 @@ class Session:
                 f"{names} act on image tokens, and {type(self.model).__name__} takes no images: use a cache policy only"
             )
         encoded = Encoded(adapter)
+        if any(strategy is not None for strategy in self.strategies):
+            refuse_several_devices(adapter)
         language = LanguageStage(adapter, vision, prefill, cache, encoded, self.trace.remember)
         tower = text = None
         if vision is not None and Signal.TEXT_RELEVANCE in vision.signals():
