@@ -91,6 +91,11 @@ class VisionView(TokenView):
         return _declared(self._text_relevance, Signal.TEXT_RELEVANCE)
 
     @property
+    def has_cls_token(self) -> bool:
+        """Whether the CLS token can be handed on: there is one, and a patch of the feature layer is a token like it."""
+        return self._cls_token is not None
+
+    @property
     def cls_token(self) -> Tensor:
-        """The CLS token's own state at the feature layer ``[b, d]``; only where ``has_cls``."""
+        """The CLS token's own state at the feature layer ``[b, d]``; only where ``has_cls_token``."""
         return _declared(self._cls_token, Signal.CLS_TOKEN)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.golden_cases import folders, group, meta
+from tests.models.families import families
 from tests.vision.views import random_view
-from tokcomp import VisionView
+from tokcomp import Pipeline, Selection, VisionView
 from tokcomp.vision.hired import HiRED
 
 CASES = [pytest.param(folder, case, id=f"{folder.name}-{case['name']}")
@@ -82,3 +83,33 @@ def test_a_number_of_tokens_is_per_row_on_average() -> None:
     kept = (HiRED(keep_tokens=10).reduce(view).keep >= 0).sum(1).tolist()
     assert kept[0] == 15
     assert 14 <= sum(kept[1:]) <= 15
+
+
+class Spy(HiRED):
+    """Remembers what it saw and decided."""
+
+    seen: ClassVar[list[tuple[VisionView, Selection]]] = []
+
+    def reduce(self, view: VisionView) -> Selection:
+        selection = super().reduce(view)
+        self.seen.append((view, selection))
+        return selection
+
+
+@torch.no_grad()
+def test_tiles_of_large_images_share_a_budget() -> None:
+    """Two images of a thumbnail and tiles each, of different numbers."""
+    Spy.seen.clear()
+    family = families()["llava_next"]
+    model = family.model()
+    with Pipeline(vision=Spy(keep_ratio=0.4)).attach(model) as trace:
+        model(**family.sample(2, 3))
+    ((view, selection),) = Spy.seen
+    assert sorted(set(view.owners)) == [0, 1]
+    assert len(view.owners) > 3
+    for number in (0, 1):
+        rows = [row for row, owner in enumerate(view.owners) if owner == number]
+        for row, expected in zip(rows, plain(view, rows, 0.4, 0.5), strict=True):
+            assert [i for i in selection.keep[row].tolist() if i >= 0] == expected
+    # What stands in a tile's padding is lost in packing, newlines come on top.
+    assert 0 < trace.last.after_vision[0] < trace.last.image_tokens[0]

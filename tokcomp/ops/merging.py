@@ -63,7 +63,7 @@ def apply_selection(
     if selection.cls_first is None:
         return merged, merged_sizes
     if cls_token is None:
-        raise ValueError("cls_first was selected where there is no CLS token: see view.has_cls")
+        raise ValueError("cls_first was selected where there is no CLS token: see view.has_cls_token")
     there = selection.cls_first[:, None] & (torch.arange(k, device=tokens.device) == 0)  # (b, k)
     merged = cls_token[:, None].to(merged.dtype).where(there[..., None], merged)
     return merged, merged_sizes.masked_fill(there, 1)

@@ -87,7 +87,7 @@ class VisionStage:
         if tower.feature_block is not None:
             acting = (site.layer for site in self.sites if site.layer is not None)
             last = max([tower.feature_block, *self.observed, *acting])
-            if Signal.CLS_TOKEN in self.reducer.signals() and tower.has_cls:
+            if Signal.CLS_TOKEN in self.reducer.signals() and tower.has_cls and not tower.sealed:
                 hooks.after(tower.blocks[tower.feature_block].module, self._note_cls)
             for number, block in enumerate(tower.blocks):
                 self._install_block(hooks, number, block, last)

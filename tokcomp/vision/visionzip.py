@@ -38,7 +38,8 @@ class VisionZip(Budgeted, VisionReducer):
 
     Departures from the authors' code: ``dominant`` counts what is dominant in the result (the code's own argument, too,
     counts the CLS token); a budget that covers all patches leaves the image as it is. Without CLS token all dominant tokens
-    are patches, and the attention received ranks them (the published ports do so).
+    are patches, and the attention received ranks them (the published ports do so); they are patches, too, where the model makes
+    a token of several patches or layers, which the CLS token is not.
 
     Attributes:
         keep_ratio: share of the tokens that is kept, dominant and contextual together. The default gives way where
@@ -76,15 +77,14 @@ class VisionZip(Budgeted, VisionReducer):
         counts = view.counts[:, None]
         dominant, contextual = self._split(counts)
         full = dominant + contextual >= counts  # (b, 1) nothing to merge
-        patches = counts.where(full, dominant - int(view.has_cls))
+        patches = counts.where(full, dominant - int(view.has_cls_token))
         scores = view.cls_attention.sum(dim=1).masked_fill(~view.valid, -torch.inf)
         order = scores.sort(dim=-1, descending=True, stable=True).indices
         index = torch.arange(view.n_tokens, device=view.device).expand_as(order)
         kept = torch.zeros_like(view.valid).scatter(1, order, index < patches) & view.valid
         home = self._gathered(view, index, kept, contextual)
         place = index if self.order == "image" else index.where(kept, index + view.n_tokens)
-        first = (~full & view.has_cls)[:, 0]
-        return self._merged(index, kept, home, place, first if view.has_cls else None)
+        return self._merged(index, kept, home, place, ~full[:, 0] if view.has_cls_token else None)
 
     def _split(self, counts: Tensor) -> tuple[Tensor, Tensor]:
         """Dominant and contextual tokens of each image ``[b, 1]``."""
