@@ -3,6 +3,7 @@
     python docs/generate.py                  # all of it
     python docs/generate.py results          # docs/results/*.json, then the README's tables
     python docs/generate.py pictures readme
+    python docs/generate.py pictures --only vision cache/snapkv
 
 Runs that are there already are made again; `--samples` says on how many questions.
 """
@@ -14,7 +15,7 @@ import re
 import shlex
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
 
@@ -73,6 +74,7 @@ VIEW = "preset=mustdrop-64 vision.merge_layer=5 prefill.positions=keep cache.pos
 SHOWN = {
     ("vision", "mustdrop"): {"merge_layer": 5},
     ("vision", "tome"): {"r": 18},
+    ("vision", "pitome"): {"r": 0.125},
     ("prefill", "mustdrop"): {"global_threshold": 0.011, "individual_threshold": 0.01},
     ("prefill", "fastv"): {"keep_tokens": 36},
 }
@@ -82,13 +84,14 @@ SHOWN = {
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="what to make")
+    parser.add_argument("--only", nargs="+", default=[], help="pictures of these stages or strategies only")
     parser.add_argument("--samples", type=int, default=500, help="questions of every run")
     options = parser.parse_args()
     parts = options.parts or PARTS
     if "results" in parts:
         results(options.samples)
     if "pictures" in parts:
-        pictures()
+        pictures(options.only)
     if "readme" in parts or "results" in parts:
         readme()
     return 0
@@ -125,17 +128,24 @@ def make(table: str, samples: int) -> None:
         tables.write(DOCS / "results", tables.Entry(f"{table}-{number:02d}", table, choice, command, result))
 
 
-def pictures() -> None:
-    """The scene and its picture by `tokcomp view`, and what each strategy leaves of three scenes."""
+def pictures(only: Sequence[str] = ()) -> None:
+    """The scene and its picture by `tokcomp view`, and what each strategy leaves of the same three scenes.
+
+    Args:
+        only: stages (``vision``) or strategies (``vision/tome``); empty: all, and the scene.
+    """
     images = DOCS / "images"
     (images / "strategies").mkdir(parents=True, exist_ok=True)
     scenes = [question_set(1, kinds=["describe"], seed=seed)[0] for seed in SCENES]
-    scenes[0].image.save(images / "scene.png")
-    given = [str(images / "scene.png"), scenes[0].question, *VIEW.split(), "--out", str(images / "view.png")]
-    if tokcomp(["view", *given]):
-        raise SystemExit("tokcomp view failed")
+    if not only:
+        scenes[0].image.save(images / "scene.png")
+        given = [str(images / "scene.png"), scenes[0].question, *VIEW.split(), "--out", str(images / "view.png")]
+        if tokcomp(["view", *given]):
+            raise SystemExit("tokcomp view failed")
     for stage, registry in REGISTRIES.items():
         for name in registry:
+            if only and not {stage, f"{stage}/{name}"} & set(only):
+                continue
             spec = {stage: {"name": name, **SHOWN.get((stage, name), {})}}
             out = images / "strategies" / f"{stage}-{name}.png"
             overlay([item.image for item in scenes], [item.question for item in scenes], spec, model(), out)
