@@ -44,6 +44,7 @@ class Cell:
             "batch": self.batch,
             "image_tokens": shape.image_tokens,
             "text_tokens": self.text,
+            "layers": shape.layers,
         }
         self._dense = dense_workload(
             self.sizes, image_tokens=shape.tile_tokens, text_tokens=self.text, images=shape.tiles
@@ -86,25 +87,26 @@ class Cell:
     # -- prefill -----------------------------------------------------------------------------------------------------
 
     def prefill(self, pipelines: dict[str, Pipeline], baselines: dict[str, Any] | None = None, *, repeats: int,
-                seconds: float, warmup: int = 1) -> None:  # fmt: skip
-        """Time the prefills of the dense model, of every pipeline and of re-created published code in turns."""
+                seconds: float, warmup: int = 1, kind: str = "prefill") -> None:  # fmt: skip
+        """Time the prefills of the dense model, of every pipeline and of re-created published code in turns; ``kind`` names
+        the rows."""
         promises = self.promises(pipelines)
         sides: dict[str, Any] = {"dense": Prefill(self.model, self.inputs)}
         sides |= {name: Prefill(self.model, self.inputs, pipeline) for name, pipeline in pipelines.items()}
         sides |= baselines or {}
         samples = in_rounds(sides, self.device, repeats=repeats, warmup=warmup, seconds=seconds)
         dense = samples["dense"]
-        self.log.add(kind="prefill", side="dense", **self.about, **dense.record(), flops=self.dense_flops().first_token)
+        self.log.add(kind=kind, side="dense", **self.about, **dense.record(), flops=self.dense_flops().first_token)
         for name, promise in promises.items():
-            self._prefill_row(name, samples[name], dense, promise)
+            self._prefill_row(kind, name, samples[name], dense, promise)
         for name in baselines or {}:
             self.log.add(kind="baseline", side=name, **self.about, **samples[name].record(),
                          ratio=samples[name].ratio(dense).median)  # fmt: skip
 
-    def _prefill_row(self, name: str, samples: Samples, dense: Samples, promise: dict[str, Any]) -> None:
+    def _prefill_row(self, kind: str, name: str, samples: Samples, dense: Samples, promise: dict[str, Any]) -> None:
         ratio = samples.ratio(dense)
         self.log.add(
-            kind="prefill", side=name, **self.about, **samples.record(), ratio=ratio.median,
+            kind=kind, side=name, **self.about, **samples.record(), ratio=ratio.median,
             ratio_low=ratio.low, ratio_high=ratio.high, reached=ratio.median / promise["promised"], **promise,
         )  # fmt: skip
 

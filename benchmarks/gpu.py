@@ -19,6 +19,7 @@ from benchmarks.baselines.h2o import PublishedH2O
 from benchmarks.baselines.mustdrop import PublishedMustDrop
 from benchmarks.ceilings import ceilings
 from benchmarks.cells import Cell, release
+from benchmarks.growth import grow_with_tokens
 from benchmarks.pipelines import named_pipelines
 from benchmarks.plan import Plan
 from benchmarks.records import Log
@@ -72,9 +73,11 @@ class Bench:
     def prefill(self, shape: Shape, batch: int, *, repeats: int = 5, seconds: float = 15.0, **some: Any) -> None:
         self.cell(shape, batch).prefill(some.get("pipelines", self.pipelines), repeats=repeats, seconds=seconds)
 
-    def beside_published(self, shape: Shape) -> None:
+    def beside_published(self, shape: Shape, *, repeats: int = 5, seconds: float = 8.0) -> None:
         cell = self.cell(shape, 1)
-        cell.prefill(self.some(*MAIN[:3]), self.published(cell), repeats=5, seconds=8)
+        cell.prefill(
+            self.some(*MAIN[:3]), self.published(cell), repeats=repeats, seconds=seconds, kind="beside published"
+        )
         cell.memory(self.some(*MAIN[:3]), self.published(cell))
 
     def waiting(self, shape: Shape) -> None:
@@ -111,6 +114,7 @@ def full(bench: Bench, small: Shape, large: Shape, qwen: Shape) -> None:
     step("attainable small b1", 5, lambda: bench.cell(small, 1).attainable(bench.pipelines, repeats=5, seconds=3))
     step("answers small b16", 30, lambda: bench.cell(small, 16).answers(
         bench.some(*MAIN[:3]), new_tokens=32, repeats=2, seconds=12))  # fmt: skip
+    grow_with_tokens(bench.plan, bench.model, small, (1, 2, 5, 10, 20), bench.log, text=TEXT, seconds=8)
     step("build qwen", 10, lambda: bench.load(qwen))
     step("prefill qwen b4", 15, lambda: bench.prefill(qwen, 4, seconds=10))
     step("attainable qwen b4", 8, lambda: bench.cell(qwen, 4).attainable(bench.pipelines, repeats=3, seconds=5))
