@@ -47,6 +47,16 @@ def placeholders(adapter: Adapter, ids: Tensor) -> Tensor:
     return torch.isin(ids[0], tokens).nonzero()[:, 0]
 
 
+def numbered_anew(position: Tensor, before: Tensor, after: Tensor) -> Tensor:
+    """Plain numbers 0, 1, 2..., or planes ``[p, l]`` in which values that no token has any more are closed up."""
+    if position.dim() == 1:
+        return (after.long().cumsum(0) - 1).clamp(min=0)
+    gone = set(position[:, before].flatten().tolist()) - set(position[:, after].flatten().tolist())
+    return torch.tensor(
+        [[value - sum(other < value for other in gone) for value in plane] for plane in position.tolist()]
+    )
+
+
 def masked(model: Any, sample: dict[str, Any], kept: Sequence[Tensor], pipeline: Pipeline) -> tuple[Tensor, Tensor]:
     """Last hidden states ``[l, d]`` of the full-length sequence, and which columns are alive at the end ``[l]``."""
     adapter = find_adapter(model)
@@ -55,21 +65,25 @@ def masked(model: Any, sample: dict[str, Any], kept: Sequence[Tensor], pipeline:
     hidden, length = given["inputs_embeds"], ids.shape[1]
     columns = placeholders(adapter, ids)
     causal = torch.ones(length, length, dtype=torch.bool).tril()
-    position = torch.arange(length) if given.get("position_ids") is None else given["position_ids"].view(-1)[-length:]
+    position = torch.arange(length) if given.get("position_ids") is None else given["position_ids"].squeeze(-2)
+    position = position[-3:] if position.dim() == 2 else position  # a fourth plane in front numbers the text
+    deep = given.get("deepstack_visual_embeds") or []
     numbered, last = None, torch.ones(length, dtype=torch.bool)
-    for layer, tokens, mask in zip(decoder.layers, kept, masks, strict=True):
+    for number, (layer, tokens, mask) in enumerate(zip(decoder.layers, kept, masks, strict=True)):
         alive = torch.ones(length, dtype=torch.bool)
         alive[columns] = False
         alive[columns[tokens]] = True
         if numbered is None or not torch.equal(alive, numbered):
             stage = pipeline.vision if numbered is None else pipeline.prefill
             if stage is not None and stage.positions == "renumber" and not bool(alive.all()):
-                position = (alive.long().cumsum(0) - 1).clamp(min=0)
+                position = numbered_anew(position, last, alive)
             numbered = last = alive
         seen = causal if mask is None else mask[0, 0] if mask.dtype == torch.bool else mask[0, 0] == 0
         visible = (seen & alive) | torch.eye(length, dtype=torch.bool)
-        rotary = decoder.rotary(hidden, position[None])
+        rotary = decoder.rotary(hidden, position.unsqueeze(-2))
         hidden = layer(hidden, attention_mask=visible[None, None], position_embeddings=rotary)
         hidden = hidden[0] if isinstance(hidden, tuple) else hidden
+        if number < len(deep):
+            hidden = hidden.index_add(1, given["visual_pos_masks"][0].nonzero()[:, 0], deep[number][None])
     assert decoder.norm is not None
     return decoder.norm(hidden)[0], last
