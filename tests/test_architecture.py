@@ -16,10 +16,11 @@ CORE = {
     "tokcomp.selection",
     "tokcomp.views",
     "tokcomp.vision_view",
+    "tokcomp.cache_view",
     "tokcomp.types",
     "tokcomp.budget",
 }
-STRATEGY_MAY = CORE | {"tokcomp.stages", "tokcomp.registry", "tokcomp.specs", "tokcomp.ops"}
+STRATEGY_MAY = CORE | {"tokcomp.stages", "tokcomp.scored", "tokcomp.registry", "tokcomp.specs", "tokcomp.ops"}
 # Folder or module -> what it may import of tokcomp. Longest match wins.
 MAY_IMPORT = {
     "tokcomp.errors": set(),
@@ -28,9 +29,17 @@ MAY_IMPORT = {
     "tokcomp.budget": {"tokcomp.errors"},
     "tokcomp.views": {"tokcomp.signals"},
     "tokcomp.vision_view": {"tokcomp.signals", "tokcomp.views"},
-    "tokcomp.types": {"tokcomp.signals", "tokcomp.selection", "tokcomp.views", "tokcomp.vision_view"},
+    "tokcomp.cache_view": {"tokcomp.signals"},
+    "tokcomp.types": {
+        "tokcomp.signals",
+        "tokcomp.selection",
+        "tokcomp.views",
+        "tokcomp.vision_view",
+        "tokcomp.cache_view",
+    },
     "tokcomp.ops": CORE | {"tokcomp.ops"},
     "tokcomp.stages": CORE,
+    "tokcomp.scored": CORE | {"tokcomp.stages"},
     "tokcomp.registry": CORE | {"tokcomp.stages"},
     "tokcomp.specs": CORE | {"tokcomp.stages", "tokcomp.registry"},
     "tokcomp.vision": STRATEGY_MAY | {"tokcomp.vision"},

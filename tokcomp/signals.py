@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Literal
+from typing import Any, Literal
 
-__all__ = ["Signal", "Site", "UndeclaredSignalError", "debug_checks", "debugging"]
+__all__ = ["Signal", "Site", "UndeclaredSignalError", "debug_checks", "debugging", "declared"]
 
 
 class Signal(StrEnum):
@@ -27,6 +27,9 @@ class Signal(StrEnum):
     TEXT_RELEVANCE = "text_relevance"
     QUERY_ATTENTION = "query_attention"
     RECEIVED_ATTENTION = "received_attention"
+    ATTENTION_ROWS = "attention_rows"
+    QUERIES = "queries"
+    SURVEY = "survey"
     FINAL_TOKENS = "final_tokens"
     TEXT = "text"
     FINAL_NORM = "final_norm"
@@ -41,6 +44,17 @@ class UndeclaredSignalError(AttributeError):
             f"the signal '{signal.value}' was read but is not there: the strategy did not declare it; "
             f"add Signal.{signal.name} to its `needs`"
         )
+
+
+def declared(value: Any, signal: Signal) -> Any:
+    """A view's value, if the strategy declared its signal.
+
+    Raises:
+        UndeclaredSignalError: the value is not there.
+    """
+    if value is None:
+        raise UndeclaredSignalError(signal)
+    return value
 
 
 _debug = os.environ.get("TOKCOMP_DEBUG", "") not in ("", "0")

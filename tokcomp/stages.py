@@ -13,7 +13,6 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from tokcomp.budget import Budgeted
 from tokcomp.errors import CompatibilityError
 from tokcomp.types import CacheView, PrefillView, Selection, Signal, Site, VisionView
 
@@ -22,7 +21,6 @@ __all__ = [
     "CompatibilityError",
     "LayerSpec",
     "PrefillFilter",
-    "ScoredPolicy",
     "Strategy",
     "VisionReducer",
     "resolve_layer",
@@ -199,6 +197,8 @@ class CachePolicy(Strategy):
     """Whether :meth:`after_step` is to be called."""
     layers_alike: ClassVar[bool] = False
     """Neither ``view.layer`` nor keys and values are read: the runner may ask about several layers as if they were samples."""
+    remembers: ClassVar[bool] = False
+    """Whether :meth:`after_step` has to be called at every step, since it sums up what it sees."""
 
     positions: Literal["keep", "renumber", "rerotate"] = Field(
         default="keep", description="position of a new token: its true one, or the length of the layer's cache"
@@ -238,6 +238,20 @@ class CachePolicy(Strategy):
         so that the memory is the sum of the heads' budgets. Not for policies that act in decoding."""
         return False
 
+    def merges_keys(self) -> bool:
+        """Whether a selection with ``assign`` merges keys as it merges values; if not, a slot keeps its own key."""
+        return True
+
+    def guided_by(self) -> str | None:
+        """The setting by which the policy goes by the text after the last image, or None; it then refuses prompts with images
+        and without such text."""
+        return None
+
+    def survey(self, view: CacheView) -> Tensor:
+        """A number per sample ``[b]`` about a layer that has just run. With ``Signal.SURVEY`` the policy acts when all
+        layers have run, and sees the numbers of all of them; what it puts into ``view.memory`` here is there then."""
+        raise NotImplementedError(f"cache policy '{self.name}' needs {Signal.SURVEY!r} and does not define survey()")
+
     @abstractmethod
     def after_prefill(self, view: CacheView) -> Selection | None:
         """Which prompt entries stay, for all heads (``keep`` ``[b, k]``) or per head (``[b, g, k]``); None: all."""
@@ -251,30 +265,3 @@ class CachePolicy(Strategy):
         marked = self.respects_protected and view.marked
         rules = ([view.protected] if marked else []) + ([~view.vision] if self.keep_text else [])
         return None if not rules else rules[0] if len(rules) == 1 else rules[0] | rules[1]
-
-
-class ScoredPolicy(Budgeted, CachePolicy):
-    """A policy that scores the prompt's entries, per key/value head, and keeps the best ones once the prefill is done. Others
-    can build on its scores.
-
-    Attributes:
-        keep_ratio: share of the entries that stays, those that must stay included. The default gives way where
-            ``keep_tokens`` is given.
-        keep_tokens: number of entries per head that stays.
-    """
-
-    @abstractmethod
-    def score(self, view: CacheView) -> Tensor:
-        """The worth of every entry ``[b, g, l]``; the highest stay."""
-
-    def entries(self, view: CacheView) -> Tensor:
-        """Entries of each sample and head that stay ``[b, g]``."""
-        return self.budget.resolve(view.counts)
-
-    def stays(self, view: CacheView, entries: Tensor) -> Tensor | None:
-        """Entries that stay whatever their score, inside the budget ``entries`` ``[b, g]``: a mask ``[b, g, l]``, or None."""
-        return self.exempt(view)
-
-    def after_prefill(self, view: CacheView) -> Selection:
-        entries = self.entries(view)
-        return Selection.top_k(self.score(view), entries, valid=view.valid, protected=self.stays(view, entries))

@@ -6,9 +6,10 @@ g key/value heads, d width, t query rows. Index tensors use -1 for "no token" (p
 
 from __future__ import annotations
 
+from tokcomp.cache_view import CacheView
 from tokcomp.selection import Selection
 from tokcomp.signals import Signal, Site, UndeclaredSignalError, debug_checks, debugging
-from tokcomp.views import CacheView, PrefillView
+from tokcomp.views import PrefillView
 from tokcomp.vision_view import VisionView
 
 __all__ = [

@@ -4,21 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from tokcomp.signals import Signal, UndeclaredSignalError
+from tokcomp.signals import Signal, declared
 
-__all__ = ["CacheView", "PrefillView", "TokenView"]
-
-
-def _declared(value: Any, signal: Signal) -> Any:
-    """A signal's value; where it is not there, the error that names it."""
-    if value is None:
-        raise UndeclaredSignalError(signal)
-    return value
+__all__ = ["PrefillView", "TokenView"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +62,7 @@ class TokenView:
     def digest(self) -> Tensor:
         """An integer per row that depends on its own content only, pixels and prompt tokens ``[b]``: the seed of
         randomness that does not depend on the neighbours in a batch."""
-        return _declared(self._digest, Signal.DIGEST)
+        return declared(self._digest, Signal.DIGEST)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,108 +99,34 @@ class PrefillView(TokenView):
         """Attention of the query rows over the vision tokens ``[b, h, t, n]``: softmax in float32 over the whole
         sequence, vision columns not renormalised; 0 for padded rows and columns. The rows are the last prompt token or
         the text tokens after the last image, by the filter's ``queries``."""
-        return _declared(self._attention, Signal.QUERY_ATTENTION)
+        return declared(self._attention, Signal.QUERY_ATTENTION)
 
     @property
     def rows(self) -> Tensor:
         """Which query rows of ``attention`` are real ``[b, t]`` bool."""
-        return _declared(self._rows, Signal.QUERY_ATTENTION)
+        return declared(self._rows, Signal.QUERY_ATTENTION)
 
     @property
     def keys(self) -> Tensor:
         """Rotated attention keys of the vision tokens ``[b, g, n, d_head]``."""
-        return _declared(self._keys, Signal.KEYS)
+        return declared(self._keys, Signal.KEYS)
 
     @property
     def text(self) -> Tensor:
         """States of the text tokens after the last image ``[b, t, d]``, right-aligned: see ``text_valid``."""
-        return _declared(self._text, Signal.TEXT)
+        return declared(self._text, Signal.TEXT)
 
     @property
     def text_valid(self) -> Tensor:
         """Which rows of ``text`` are real ``[b, t]`` bool."""
-        return _declared(self._text_valid, Signal.TEXT)
+        return declared(self._text_valid, Signal.TEXT)
 
     @property
     def text_keys(self) -> Tensor:
         """Rotated attention keys of those text tokens ``[b, g, t, d_head]``; takes ``Signal.KEYS`` as well."""
-        return _declared(self._text_keys, Signal.TEXT if self._text is None else Signal.KEYS)
+        return declared(self._text_keys, Signal.TEXT if self._text is None else Signal.KEYS)
 
     @property
     def final_norm(self) -> Callable[[Tensor], Tensor]:
         """The model's norm before its output head, a function of states ``[..., d]``."""
-        return _declared(self._final_norm, Signal.FINAL_NORM)
-
-
-@dataclass(frozen=True, kw_only=True)
-class CacheView:
-    """What a :class:`~tokcomp.CachePolicy` sees of one layer's key/value cache.
-
-    Attributes:
-        layer: the layer. ``depth``: number of layers.
-        keys, values: cached entries ``[b, g, l, d_head]``, keys rotated.
-        valid: ``[b, g, l]``, False for padding.
-        index: position of each entry in the uncompressed sequence ``[b, g, l]``, ascending, -1 for padding.
-        vision, protected: entries of vision tokens and of key tokens ``[b, g, l]`` bool.
-        prompt: tokens of each sample's prompt, vision tokens included, before compression ``[b]``.
-        after: text tokens that follow the prompt's last image ``[b]``; all its tokens where it has no image.
-        generated: tokens that came after the prompt, in decoding those of this pass included.
-        memory: tensors ``[b, g, l]`` that the policy wants back at the next step, one mapping per request and layer; the
-            runner appends zeros for new entries, drops what leaves the cache and follows beams.
-        padded, marked: False promises that ``valid`` is all True, ``protected`` all False, without a look at the device.
-        prompt_tokens: the length of every sample's prompt, where it is known to be one; None: ask ``prompt``.
-    """
-
-    layer: int
-    depth: int
-    keys: Tensor
-    values: Tensor
-    valid: Tensor
-    index: Tensor
-    vision: Tensor
-    protected: Tensor
-    prompt: Tensor
-    after: Tensor
-    generated: int = 0
-    memory: MutableMapping[str, Tensor]
-    padded: bool = True
-    marked: bool = True
-    prompt_tokens: int | None = None
-    _received: Tensor | None = field(default=None, repr=False)
-    _final: Tensor | None = field(default=None, repr=False)
-    _digest: Tensor | None = field(default=None, repr=False)
-
-    @property
-    def batch_size(self) -> int:
-        return self.keys.shape[0]
-
-    @property
-    def n_entries(self) -> int:
-        """Entries of the longest row."""
-        return self.keys.shape[2]
-
-    @property
-    def counts(self) -> Tensor:
-        """Valid entries of each sample and head ``[b, g]``."""
-        return self.valid.sum(dim=2)
-
-    @property
-    def device(self) -> torch.device:
-        return self.keys.device
-
-    @property
-    def received(self) -> Tensor:
-        """Attention that each entry received from the queries of this forward pass, summed over rows and over the query
-        heads of its group ``[b, g, l]`` float32: after the prefill all prompt rows, or as many of the last ones as the policy
-        asks for; in decoding the new token's row."""
-        return _declared(self._received, Signal.RECEIVED_ATTENTION)
-
-    @property
-    def final(self) -> Tensor:
-        """Entries whose token was still alive after the last layer of the prefill ``[b, g, l]`` bool."""
-        return _declared(self._final, Signal.FINAL_TOKENS)
-
-    @property
-    def digest(self) -> Tensor:
-        """An integer per sample that depends on its image pixels and prompt tokens only ``[b]``."""
-        return _declared(self._digest, Signal.DIGEST)
+        return declared(self._final_norm, Signal.FINAL_NORM)

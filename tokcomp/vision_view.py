@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from tokcomp.signals import Signal, Site
-from tokcomp.views import TokenView, _declared
+from tokcomp.signals import Signal, Site, declared
+from tokcomp.views import TokenView
 
 __all__ = ["VisionView"]
 
@@ -64,31 +64,31 @@ class VisionView(TokenView):
     @property
     def keys(self) -> Tensor:
         """Attention keys of the block that the site belongs to, mean over heads ``[b, n, d_head]``."""
-        return _declared(self._keys, Signal.KEYS)
+        return declared(self._keys, Signal.KEYS)
 
     @property
     def cls_attention(self) -> Tensor:
         """Attention row of the CLS token over the patches ``[b, h, n]``, softmax in float32 over all keys (the CLS
         column is left out without renormalising); 0 for padding. Without CLS token ``[b, 1, n]``, see ``has_cls``."""
-        return _declared(self._cls_attention, Signal.CLS_ATTENTION)
+        return declared(self._cls_attention, Signal.CLS_ATTENTION)
 
     @property
     def unsplit_attention(self) -> Tensor:
         """The CLS row of an attention whose heads are not split ``[b, n]``: one softmax in float32 over the full width
         of query and key, scale ``width ** -0.5`` (PruMerge's); 0 for padding. Without CLS token see ``has_cls``."""
-        return _declared(self._unsplit_attention, Signal.UNSPLIT_ATTENTION)
+        return declared(self._unsplit_attention, Signal.UNSPLIT_ATTENTION)
 
     @property
     def unsplit_keys(self) -> Tensor:
         """Attention keys of the block that the site belongs to, all heads side by side ``[b, n, h * d_head]``."""
-        return _declared(self._unsplit_keys, Signal.UNSPLIT_KEYS)
+        return declared(self._unsplit_keys, Signal.UNSPLIT_KEYS)
 
     @property
     def text_relevance(self) -> Tensor:
         """How much each token has to do with the prompt's text ``[b, n]`` float32: the mean cosine of its state behind the
         projector with the language model's input embeddings of the text after the last image (of all text, where none comes
         after). Only at the site ``projected``."""
-        return _declared(self._text_relevance, Signal.TEXT_RELEVANCE)
+        return declared(self._text_relevance, Signal.TEXT_RELEVANCE)
 
     @property
     def has_cls_token(self) -> bool:
@@ -98,4 +98,4 @@ class VisionView(TokenView):
     @property
     def cls_token(self) -> Tensor:
         """The CLS token's own state at the feature layer ``[b, d]``; only where ``has_cls_token``."""
-        return _declared(self._cls_token, Signal.CLS_TOKEN)
+        return declared(self._cls_token, Signal.CLS_TOKEN)

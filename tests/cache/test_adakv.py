@@ -119,7 +119,7 @@ def test_published_rounding_keeps_each_heads_best() -> None:
         ({"base": "tova"}, "'tova' gives no scores per head"),
         ({"base": {"name": "snapkv", "heads": "shared"}}, "leave its heads and block unset"),
         ({"base": {"name": "keydiff", "block": 4}}, "leave its heads and block unset"),
-        ({"base": {"name": "snapkv", "positions": "renumber"}}, "positions belong to adakv itself"),
+        ({"base": {"name": "snapkv", "positions": "renumber"}}, "positions belong to the wrapper"),
         ({"base": "none"}, "give the name of a cache strategy"),
         ({"alpha": 1.5}, "alpha"),
     ],

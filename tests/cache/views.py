@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 
 import torch
 from torch import Tensor
 
 from tokcomp import CachePolicy, CacheView, Selection, Signal
+from tokcomp.ops.merging import apply_selection
+from tokcomp.ops.rotary import mean_rotation
 from tokcomp.ops.scores import attention_rows, column_sums
 
 HEADS, WIDTH = 2, 4
@@ -51,6 +53,9 @@ def random_view(
     received = torch.rand(shape, generator=generator).masked_fill(~valid, 0.0)
     needs = frozenset(Signal) if policy is None else policy.signals()
     filler = ~valid[..., None]
+    rows = Rows.random(valid, generator) if Signal.ATTENTION_ROWS in needs else None
+    queries = torch.randn(b, 2 * heads, n, WIDTH, generator=generator)
+    queries = queries.masked_fill(filler.repeat_interleave(2, dim=1), 1e4) if Signal.QUERIES in needs else None
     return CacheView(
         layer=layer,
         depth=depth,
@@ -62,9 +67,15 @@ def random_view(
         protected=vision & (marks < protected),
         prompt=torch.tensor(counts),
         after=torch.tensor([count - min(count, count * 3 // 4) for count in counts]),
+        initial=vision[:, 0].sum(dim=-1),
         generated=generated,
         memory={},
+        group=2,
         _received=received if Signal.RECEIVED_ATTENTION in needs else None,
+        _attention_rows=rows,
+        _queries=queries,
+        _rotation=rotation(max(counts)) if Signal.QUERIES in needs else None,
+        _surveyed=torch.rand(b, depth, generator=generator) if Signal.SURVEY in needs else None,
         _final=valid & vision & (alive < 0.6) if Signal.FINAL_TOKENS in needs else None,
         _digest=torch.randint(-(2**62), 2**62, (b,), generator=generator) if Signal.DIGEST in needs else None,
     )
@@ -85,8 +96,42 @@ def alone(view: CacheView, row: int) -> CacheView:
     valid, parts = view.valid[row, 0], {}
     for name, value in tensor_fields(view).items():
         part = value[row : row + 1]
-        parts[name] = (part if name in ("_digest", "prompt", "after") else part[:, :, valid]).clone()
-    return dataclasses.replace(view, **parts, memory={})
+        parts[name] = (
+            part if name in ("_digest", "prompt", "after", "initial", "_surveyed") else part[:, :, valid]
+        ).clone()
+    rows = view._attention_rows
+    return dataclasses.replace(
+        view, **parts, memory={}, _attention_rows=None if rows is None else rows.alone(row, valid)
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Query rows, two at a time."""
+
+    attention: Tensor
+    real: Tensor
+
+    @classmethod
+    def random(cls, valid: Tensor, generator: torch.Generator) -> Rows:
+        """Random rows ``[b, 4, 5, l]`` over the valid entries; the first of every other sample is padding."""
+        seen = valid[:, 0, None, None]
+        logits = 4 * torch.randn(len(valid), 4, 5, valid.shape[2], generator=generator)
+        real = torch.ones(len(valid), 5, dtype=torch.bool)
+        real[1::2, 0] = False
+        return cls(logits.masked_fill(~seen, -torch.inf).softmax(dim=-1), real)
+
+    def alone(self, row: int, valid: Tensor) -> Rows:
+        return Rows(self.attention[row : row + 1, ..., valid], self.real[row : row + 1])
+
+    def __call__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return zip(self.attention.split(2, dim=2), self.real.split(2, dim=1), strict=True)
+
+
+def rotation(start: int, theta: float = 10000.0, width: int = WIDTH) -> Callable[[int], Tensor]:
+    """The mean rotation to coming positions, as views have it."""
+    inv_freq = theta ** -(torch.arange(0, width, 2) / width)
+    return lambda steps: mean_rotation(torch.tensor([start]), steps, inv_freq, width)
 
 
 def kept(selection: Selection | None, view: CacheView, row: int) -> list[list[int]]:
@@ -101,12 +146,16 @@ def kept(selection: Selection | None, view: CacheView, row: int) -> list[list[in
 class Layer:
     """One layer's cache without padding: appends, attends, and applies a policy, in the order of a decoding step."""
 
-    def __init__(self, policy: CachePolicy, batch: int, heads: int, width: int) -> None:
-        self.policy = policy
+    def __init__(self, policy: CachePolicy, batch: int, heads: int, width: int, *, group: int = 1,
+                 vision: range = range(0), protected: Tensor | None = None) -> None:  # fmt: skip
+        self.policy, self.group = policy, group
+        self.vision = torch.tensor(list(vision), dtype=torch.long)
+        self.protected = protected
         self.keys = self.values = torch.zeros(batch, heads, 0, width)
         self.index = torch.zeros(batch, heads, 0, dtype=torch.long)
         self.memory: MutableMapping[str, Tensor] = {}
         self.prompt = self.seen = 0
+        self.rows: Rows | None = None
         self.visible: Tensor | None = None
 
     def append(self, keys: Tensor, values: Tensor) -> None:
@@ -129,9 +178,10 @@ class Layer:
             mask = mask.repeat_interleave(group, dim=1)[:, :, None]
         if self.prompt == 0:
             counts = torch.full(self.index.shape[:1], t)
-            wanted = self.policy.prefill_rows(counts, counts)
-            rows = None if wanted is None else int(wanted[0])
-            received = column_sums(query, self.keys, scale=scale, causal=True, rows=rows)
+            wanted = self.policy.prefill_rows(counts, self._after(t))
+            count = None if wanted is None else int(wanted[0])
+            received = column_sums(query, self.keys, scale=scale, causal=True, rows=count)
+            self.rows = _all_rows(query[:, :, -(count or t) :], self.keys)
         rows = attention_rows(query[:, :, -1:], self.keys, scale=scale, mask=mask)
         if self.prompt > 0:
             received = rows.unflatten(1, (-1, group)).sum(dim=(2, 3))
@@ -154,15 +204,24 @@ class Layer:
             values=self.values,
             valid=~none,
             index=self.index,
-            vision=none,
-            protected=none,
+            vision=torch.isin(self.index, self.vision),
+            protected=none if self.protected is None else _marked(self.index, self.protected),
             prompt=torch.full(self.index.shape[:1], self.prompt),
-            after=torch.full(self.index.shape[:1], self.prompt),
+            after=self._after(self.prompt),
+            initial=torch.full(self.index.shape[:1], len(self.vision)),
+            n_queries=self.prompt if first else 1,
+            group=self.group,
             generated=self.seen - self.prompt,
             memory=self.memory,
             _received=received if Signal.RECEIVED_ATTENTION in self.policy.signals() else None,
+            _attention_rows=self.rows if first and Signal.ATTENTION_ROWS in self.policy.signals() else None,
         )
         self._apply(self.policy.after_prefill(view) if first else self.policy.after_step(view))
+
+    def _after(self, prompt: int) -> Tensor:
+        """Tokens behind the last vision entry, all where there is none."""
+        last = int(self.vision.max()) + 1 if len(self.vision) else 0
+        return torch.full(self.index.shape[:1], prompt - last)
 
     def _apply(self, selection: Selection | None) -> None:
         self.visible = None
@@ -179,6 +238,20 @@ class Layer:
         self.keys, self.values = self.keys.gather(2, wide), self.values.gather(2, wide)
         self.index = self.index.gather(2, keep)
         self.memory = {name: value.gather(2, keep) for name, value in self.memory.items()}
+
+
+def _marked(index: Tensor, columns: Tensor) -> Tensor:
+    """Entries of the columns ``[b, n]`` of each sample ``[b, g, l]``."""
+    return (index[..., None] == columns[:, None, None]).any(dim=-1)
+
+
+def merged(view: CacheView, selection: Selection, *, keys_too: bool) -> tuple[Tensor, Tensor]:
+    """Keys and values after a selection with ``assign``, as the runner makes them."""
+    sizes = torch.ones(view.keys.shape[:3])
+    values, _ = apply_selection(view.values, sizes, selection)
+    if keys_too:
+        return apply_selection(view.keys, sizes, selection)[0], values
+    return view.keys.gather(2, selection.keep[..., None].expand_as(values)), values
 
 
 def prompt_view(policy: CachePolicy, keys: Tensor, values: Tensor, query: Tensor | None = None, *, layer: int = 0,
@@ -211,9 +284,19 @@ def prompt_view(policy: CachePolicy, keys: Tensor, values: Tensor, query: Tensor
         protected=none,
         prompt=counts,
         after=following,
+        initial=torch.zeros_like(counts) if vision is None else vision.sum().expand_as(counts),
         memory={},
+        group=1 if query is None else query.shape[1] // keys.shape[1],
         _received=received,
+        _attention_rows=None if Signal.ATTENTION_ROWS not in policy.signals() else _all_rows(query, keys),
     )
+
+
+def _all_rows(query: Tensor | None, keys: Tensor) -> Rows:
+    """All given query rows, causal."""
+    assert query is not None
+    attention = naive_attention(query, keys).float()
+    return Rows(attention, torch.ones(attention.shape[0], attention.shape[2], dtype=torch.bool))
 
 
 def naive_attention(query: Tensor, keys: Tensor) -> Tensor:

@@ -1,5 +1,41 @@
 """Cache policies, one a file; importing this package registers them."""
 
-from tokcomp.cache import adakv, h2o, keydiff, knorm, mustdrop, pyramidkv, random, snapkv, streaming_llm, tova
+from tokcomp.cache import (
+    adakv,
+    by_layer,
+    expected_attention,
+    h2o,
+    interval,
+    keydiff,
+    knorm,
+    lookm,
+    merging,
+    mustdrop,
+    output_aware,
+    pyramidkv,
+    random,
+    snapkv,
+    streaming_llm,
+    tova,
+    vlcache,
+)
 
-__all__ = ["adakv", "h2o", "keydiff", "knorm", "mustdrop", "pyramidkv", "random", "snapkv", "streaming_llm", "tova"]
+__all__ = [
+    "adakv",
+    "by_layer",
+    "expected_attention",
+    "h2o",
+    "interval",
+    "keydiff",
+    "knorm",
+    "lookm",
+    "merging",
+    "mustdrop",
+    "output_aware",
+    "pyramidkv",
+    "random",
+    "snapkv",
+    "streaming_llm",
+    "tova",
+    "vlcache",
+]

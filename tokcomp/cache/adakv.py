@@ -8,17 +8,18 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
+from tokcomp.cache.wrapper import Wrapper
 from tokcomp.ops.allocation import head_capacities, keep_best_of_all
 from tokcomp.registry import CACHE
-from tokcomp.specs import CacheSpec
-from tokcomp.stages import CachePolicy, ScoredPolicy
-from tokcomp.types import CacheView, Selection, Signal
+from tokcomp.scored import ScoredPolicy
+from tokcomp.stages import CachePolicy
+from tokcomp.types import CacheView, Selection
 
 __all__ = ["AdaKV"]
 
 
 @CACHE.register("adakv")
-class AdaKV(CachePolicy):
+class AdaKV(Wrapper):
     """Shares a layer's budget out to its KV heads by the scores of another policy, and stores no more than that.
 
     "Ada-KV: Optimizing KV Cache Eviction by Adaptive Budget Allocation for Efficient LLM Inference", Feng et al.,
@@ -43,10 +44,8 @@ class AdaKV(CachePolicy):
         allocation: how the rest is shared out.
     """
 
-    needs: ClassVar[frozenset[Signal]] = frozenset({Signal.RECEIVED_ATTENTION})
     paper: ClassVar[str] = "Ada-KV, arXiv 2407.11550"
 
-    base: CacheSpec = Field(default="snapkv", validate_default=True, description="the policy whose scores decide")
     alpha: float = Field(
         default=0.2, ge=0, le=1, description="share of the uniform budget that every head has for sure"
     )
@@ -63,8 +62,6 @@ class AdaKV(CachePolicy):
             )
         if getattr(base, "heads", "own") != "own" or getattr(base, "block", None) is not None:
             raise ValueError(f"'{base.name}' must score every head's entries at once: leave its heads and block unset")
-        if base.positions != "keep":
-            raise ValueError("positions belong to adakv itself: leave those of its base at keep")
         return base
 
     @property
@@ -72,15 +69,6 @@ class AdaKV(CachePolicy):
         """The base, as what it was checked to be."""
         assert isinstance(self.base, ScoredPolicy)
         return self.base
-
-    def signals(self) -> frozenset[Signal]:
-        return self.base.signals()
-
-    def acts_on(self, depth: int) -> range:
-        return self.base.acts_on(depth)
-
-    def prefill_rows(self, counts: Tensor, after: Tensor) -> Tensor | None:
-        return self.base.prefill_rows(counts, after)
 
     def packs(self) -> bool:
         return True

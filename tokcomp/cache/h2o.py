@@ -51,6 +51,7 @@ class H2O(CachePolicy):
     needs: ClassVar[frozenset[Signal]] = frozenset({Signal.RECEIVED_ATTENTION})
     acts_in_decoding: ClassVar[bool] = True
     layers_alike: ClassVar[bool] = True
+    remembers: ClassVar[bool] = True
     paper: ClassVar[str] = "H2O, NeurIPS 2023, arXiv 2306.14048"
 
     heavy_ratio: float | None = Field(default=_RATIO, ge=0, le=1, description="heavy hitters, as share of the prompt")

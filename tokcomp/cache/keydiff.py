@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tokcomp.registry import CACHE
-from tokcomp.stages import ScoredPolicy
+from tokcomp.scored import ScoredPolicy
 from tokcomp.types import CacheView, Selection
 
 __all__ = ["KeyDiff"]

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from tokcomp.ops.recency import ends
 from tokcomp.registry import CACHE
-from tokcomp.stages import LayerSpec, ScoredPolicy, resolve_layer
+from tokcomp.scored import ScoredPolicy
+from tokcomp.stages import LayerSpec, resolve_layer
 from tokcomp.types import CacheView
 
 __all__ = ["Knorm"]

@@ -11,7 +11,7 @@ from tokcomp.cache.snapkv import window_score
 from tokcomp.ops.pyramid import pyramid_budgets
 from tokcomp.ops.recency import last
 from tokcomp.registry import CACHE
-from tokcomp.stages import ScoredPolicy
+from tokcomp.scored import ScoredPolicy
 from tokcomp.types import CacheView, Signal
 
 __all__ = ["PyramidKV"]

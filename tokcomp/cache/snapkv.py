@@ -10,7 +10,7 @@ from torch import Tensor
 from tokcomp.ops.recency import last
 from tokcomp.ops.smoothing import smooth
 from tokcomp.registry import CACHE
-from tokcomp.stages import ScoredPolicy
+from tokcomp.scored import ScoredPolicy
 from tokcomp.types import CacheView, Signal
 
 __all__ = ["SnapKV"]

@@ -39,6 +39,7 @@ class TOVA(Budgeted, CachePolicy):
 
     needs: ClassVar[frozenset[Signal]] = frozenset({Signal.RECEIVED_ATTENTION})
     acts_in_decoding: ClassVar[bool] = True
+    layers_alike: ClassVar[bool] = True
     paper: ClassVar[str] = "TOVA, EMNLP 2024, arXiv 2401.06104"
 
     current: Literal["competes", "stays"] = Field(

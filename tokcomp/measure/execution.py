@@ -103,10 +103,11 @@ def policy_scores(policy: CachePolicy | None, layer_tokens: Sequence[float], dec
     scores = []
     for layer, tokens in enumerate(layer_tokens):
         acting = None if policy is None else policy.of_layer(layer, len(layer_tokens))
-        if acting is None or Signal.RECEIVED_ATTENTION not in acting.signals():
+        seen = frozenset() if acting is None else acting.signals() & {Signal.RECEIVED_ATTENTION, Signal.ATTENTION_ROWS}
+        if acting is None or not seen:
             continue
         scores.append(ScoreWork(part="language", rows=_prompt_rows(acting, tokens, after), keys=tokens))
-        if acting.decodes():
+        if acting.decodes() and Signal.RECEIVED_ATTENTION in seen:
             scores += [ScoreWork(part="language", rows=1, keys=step[layer]) for step in decode_lengths]
     return tuple(scores)
 

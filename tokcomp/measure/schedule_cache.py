@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -61,7 +62,10 @@ def _layer_run(shape: ModelShape, policy: CachePolicy, layer: int, content: Cont
                history: Sequence[States], new_tokens: int, position: int) -> list[float]:  # fmt: skip
     """Entries after the prefill, then those that each decoding step reads (its own included, before it evicts)."""
     made_up = _MadeUpCache(shape, policy, layer, content, prompt, history, position)
-    lengths = [made_up.shorten(policy.after_prefill(made_up.view()))]
+    view = made_up.view()
+    if Signal.SURVEY in policy.signals():
+        policy.survey(view)
+    lengths = [made_up.shorten(policy.after_prefill(view))]
     if not policy.decodes():
         return [lengths[0] + step for step in range(new_tokens)]
     for step in range(1, new_tokens):
@@ -100,6 +104,7 @@ class _MadeUpCache:
         self._tables["valid"] = torch.ones_like(self._tables["vision"])
         self._memory: dict[str, Tensor] = {}
         self._generated = 0
+        self._initial = self._tables["vision"][:, 0].sum(dim=-1)
 
     @property
     def entries(self) -> float:
@@ -109,7 +114,7 @@ class _MadeUpCache:
     def view(self) -> CacheView:
         length, needs = self._tables["index"].shape[-1], self._policy.signals()
         keys = features(self._content, length, HEAD_DIM, seed=4)[:, None].repeat(1, self._heads, 1, 1)
-        received = attention(self._content, 1, length, 0, self._heads)[:, :, 0]
+        rows = attention(self._content, 1, length, 0, self._heads)
         return CacheView(
             layer=self._layer,
             depth=self._depth,
@@ -121,9 +126,15 @@ class _MadeUpCache:
             protected=self._tables["protected"],
             prompt=torch.tensor([self._prompt.text + self._prompt.placeholders]),
             after=torch.tensor([self._prompt.after if self._prompt.placeholders else self._prompt.text]),
+            initial=self._initial,
             generated=self._generated,
             memory=self._memory,
-            _received=received if Signal.RECEIVED_ATTENTION in needs else None,
+            group=1,
+            _received=rows[:, :, 0] if Signal.RECEIVED_ATTENTION in needs else None,
+            _attention_rows=partial(_one_row, rows) if Signal.ATTENTION_ROWS in needs else None,
+            _queries=keys.flip(2) if Signal.QUERIES in needs else None,
+            _rotation=_no_rotation if Signal.QUERIES in needs else None,
+            _surveyed=_sparsities(self._content, self._depth) if Signal.SURVEY in needs else None,
             _final=self._tables["final"] if Signal.FINAL_TOKENS in needs else None,
             _digest=torch.zeros(1, dtype=torch.long) if Signal.DIGEST in needs else None,
         )
@@ -148,6 +159,19 @@ class _MadeUpCache:
         new = {"index": position, "vision": False, "protected": False, "final": True, "valid": True}
         self._tables = {name: _with_last(table, new[name]) for name, table in self._tables.items()}
         self._memory = {name: _with_last(table, 0) for name, table in self._memory.items()}
+
+
+def _one_row(rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    yield rows, torch.ones(1, 1, dtype=torch.bool)
+
+
+def _no_rotation(steps: int) -> Tensor:
+    return torch.eye(HEAD_DIM)[None]
+
+
+def _sparsities(content: Content, depth: int) -> Tensor:
+    """Made-up numbers about every layer ``[1, depth]``: alike, or as different as layers can be."""
+    return torch.full((1, depth), 0.5) if content is Content.ALIKE else torch.linspace(0.1, 0.9, depth)[None]
 
 
 def _with_last(table: Tensor, value: int | bool) -> Tensor:

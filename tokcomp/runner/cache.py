@@ -40,6 +40,7 @@ class CompressedLayer(DynamicLayer):
         kin: layers with equal ``kin`` hold the same tokens and share their masks; None where a policy went its own way.
         packed: entries of heads that hold different numbers of them, without padding; ``keys`` and ``values`` then hold only
             what came after, and the first m entries above are these, padded.
+        fresh: tokens that the latest pass has read. initial: vision entries that the prefill wrote, of each row of the request.
         attended: the coming pass reads ``packed`` too.
         memory: what the policy remembers per entry, ``[b, g, m]`` each.
         window: the model's own window in this layer (entries further back leave the cache), or None.
@@ -68,6 +69,8 @@ class CompressedLayer(DynamicLayer):
         self.arriving: int | None = None
         self.packed: Packed | None = None
         self.attended = False
+        self.fresh = 0
+        self.initial = torch.zeros(1, dtype=torch.long)
 
     # -- what transformers calls -------------------------------------------------------------------------------------
 
@@ -81,7 +84,7 @@ class CompressedLayer(DynamicLayer):
         # In the prefill a layer sees what is left of the prompt, but has "seen" all of it.
         later = self.arriving is None
         self.seen += fresh if self.arriving is None else self.arriving
-        self.arriving = None
+        self.arriving, self.fresh = None, fresh
         self._note_entries()
         if later and self.request.reads is not None:
             padding = None if self.valid is None else (~self.valid).sum(dim=2).double().mean(dim=1)
@@ -136,8 +139,9 @@ class CompressedLayer(DynamicLayer):
         packed = () if self.packed is None else (self.packed.keys, self.packed.values)
         return (self.keys, self.values, *packed) if self.is_initialized else ()
 
-    def expect(self, sequence: Sequence, seen: int) -> None:
-        """The prefill is about to write ``sequence``, which is what is left of ``seen`` prompt tokens."""
+    def expect(self, sequence: Sequence, seen: int, initial: Tensor) -> None:
+        """The prefill is about to write ``sequence``, which is what is left of ``seen`` prompt tokens, ``initial`` ``[b]`` of
+        them vision tokens."""
         self.index = sequence.index[:, None]
         self.valid = None if sequence.valid is None else sequence.valid[:, None]
         self.offset = sequence.offset
@@ -145,7 +149,7 @@ class CompressedLayer(DynamicLayer):
         self.phase = at[:, None] if at.dim() == 2 else at.permute(1, 2, 0)[:, None]
         self.rows = torch.arange(sequence.index.shape[0], device=sequence.index.device)
         self.kin = id(sequence)
-        self.dense = sequence.length == seen
+        self.dense, self.initial = sequence.length == seen, initial
         self.arriving = seen
 
     def lag(self, positions: Tensor) -> Tensor:

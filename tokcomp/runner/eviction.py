@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -11,12 +12,13 @@ from torch import Tensor
 
 from tokcomp.errors import TokcompError
 from tokcomp.models.adapter import Decoder
+from tokcomp.ops.merging import apply_selection
 from tokcomp.runner.apply import gather_entries
 from tokcomp.runner.cache import CompressedLayer, filled
 from tokcomp.runner.entries import EntryTables, column
 from tokcomp.runner.numbering import Numbering
-from tokcomp.runner.observing import received_attention
-from tokcomp.runner.passes import Pass
+from tokcomp.runner.observing import OBSERVED, observe
+from tokcomp.runner.passes import Observed, Pass
 from tokcomp.stages import CachePolicy
 from tokcomp.types import CacheView, Selection, Signal, debugging
 
@@ -39,12 +41,15 @@ class Evictor:
 
     def observes(self, number: int) -> bool:
         """Whether a layer's attention is to be looked at."""
-        return number in self.policies and Signal.RECEIVED_ATTENTION in self.policies[number].signals()
+        return number in self.policies and bool(OBSERVED & self.policies[number].signals())
 
     def observe(self, run: Pass, number: int, query: Tensor, key: Tensor, scale: float,
                 **logits: Any) -> None:  # fmt: skip
         """Note what the layer's policy wants to see of the attention that is about to run."""
-        run.received = received_attention(run, self.policies[number], query, key, scale, **logits)
+        policy = self.policies[number]
+        if self.decoder.inv_freq(number) is None:
+            run.rotary = None  # a layer that does not rotate its queries
+        run.observed = observe(run, policy, query, key, scale, interleaved=self.decoder.interleaved(), **logits)
 
     def packs(self, number: int) -> bool:
         """Whether a layer's entries may be packed, so that its attention has to be ours: a softmax over all entries."""
@@ -54,15 +59,19 @@ class Evictor:
     def after_layer(self, run: Pass, layer: CompressedLayer) -> None:
         """Act on a layer that has just run; what can wait until all layers have run acts in :meth:`after_pass`."""
         policy = self.policies[layer.number]
-        received, run.received = run.received, None
-        if run.prefill and not self._waits(policy):
-            self._act(run, policy, [layer], received)
+        observed, run.observed = run.observed or Observed(), None
+        if run.prefill and Signal.SURVEY in policy.signals():
+            view = self._view(policy, [layer], self._tables(run, [layer]), observed)
+            run.surveyed[layer.number] = policy.survey(view)
+            layer.memory = dict(view.memory)
+        elif run.prefill and not self._waits(policy):
+            self._act(run, policy, [layer], observed)
         elif not run.prefill and policy.decodes():
             layer.visible = None
             if policy.layers_alike:
-                run.stepped.append((layer, received))
+                run.stepped.append((layer, observed.received))
             else:
-                self._act(run, policy, [layer], received)
+                self._act(run, policy, [layer], observed)
 
     def after_pass(self, run: Pass, layers: list[CompressedLayer]) -> None:
         """Act on the layers that waited for the end of the pass; layers that hold equally many entries at once, where the
@@ -84,17 +93,26 @@ class Evictor:
         for group in groups.values():
             sums = [received for _, received in group if received is not None]
             together = None if not sums else sums[0] if len(sums) == 1 else torch.cat(sums)
-            self._act(run, self.policies[group[0][0].number], [layer for layer, _ in group], together, final)
+            self._act(run, self.policies[group[0][0].number], [layer for layer, _ in group], Observed(together), final)
 
     @staticmethod
     def _waits(policy: CachePolicy) -> bool:
-        return Signal.FINAL_TOKENS in policy.signals()
+        return bool({Signal.FINAL_TOKENS, Signal.SURVEY} & policy.signals())
 
-    def _act(self, run: Pass, policy: CachePolicy, layers: list[CompressedLayer], received: Tensor | None,
+    def _surveyed(self, run: Pass, policy: CachePolicy) -> Tensor:
+        """What a policy found in each layer ``[b, depth]``; NaN where it does not act."""
+        own = [number for number, other in self.policies.items() if other is policy]
+        blank = torch.full_like(run.surveyed[own[0]], torch.nan)
+        depth = range(len(self.decoder.layers))
+        return torch.stack([run.surveyed[number] if number in own else blank for number in depth], dim=1)
+
+    def _act(self, run: Pass, policy: CachePolicy, layers: list[CompressedLayer], observed: Observed,
              final: Tensor | None = None) -> None:  # fmt: skip
         """Ask the policy about layers that hold equally many entries, and do what it selects."""
         tables = self._tables(run, layers)
-        view = self._view(policy, layers, tables, received, final)
+        waited = run.prefill and Signal.SURVEY in policy.signals()
+        surveyed = self._surveyed(run, policy) if waited else None
+        view = self._view(policy, layers, tables, observed, final, surveyed)
         selection = (policy.after_prefill if run.prefill else policy.after_step)(view)
         memory = view.memory
         if selection is not None:
@@ -113,10 +131,10 @@ class Evictor:
             run.memo[key] = EntryTables.of(layers)
         return run.memo[key]
 
-    def _view(self, policy: CachePolicy, layers: list[CompressedLayer], tables: EntryTables, received: Tensor | None,
-              final: Tensor | None) -> CacheView:  # fmt: skip
+    def _view(self, policy: CachePolicy, layers: list[CompressedLayer], tables: EntryTables, observed: Observed,
+              final: Tensor | None = None, surveyed: Tensor | None = None) -> CacheView:  # fmt: skip
         """What the policy sees; ``final`` ``[b, l0]``: the prompt's columns that were alive after the last layer."""
-        first, length = layers[0], layers[0].length
+        first, length, received = layers[0], layers[0].length, observed.received
         prompt, signals = first.request.prompt, policy.signals()
         memory = {name: torch.cat([layer.memory[name] for layer in layers]) if len(layers) > 1 else value
                   for name, value in first.memory.items()}  # fmt: skip
@@ -138,13 +156,20 @@ class Evictor:
             protected=tables.protected,
             prompt=tables.prompt,
             after=tables.after,
+            initial=torch.cat([layer.initial[layer.rows] for layer in layers]),
             generated=first.seen - prompt.valid.shape[1],
+            n_queries=first.fresh,
+            group=self.decoder.config.num_attention_heads // tables.index.shape[1],
             memory=memory,
             padded=tables.padded,
             marked=self.marked,
             prompt_tokens=None if first.request.padded else prompt.valid.shape[1],
             # A layer with a window has let go of entries that its attention still read.
             _received=None if received is None else received[..., received.shape[-1] - length :],
+            _attention_rows=observed.rows,
+            _queries=observed.queries,
+            _rotation=partial(self.numbering.rotation, first) if Signal.QUERIES in signals else None,
+            _surveyed=surveyed,
             _final=None if final is None else column(final[rows], tables.index) & tables.valid,
             _digest=tables.digest if Signal.DIGEST in signals else None,
         )
@@ -181,13 +206,37 @@ class Evictor:
             before = self.numbering.before(layer, policy)
             used = None if layer.valid is None else filled(layer.valid, length).expand(-1, mine.shape[1], -1)
             layer.memory = {name: _part(value, position, layers) for name, value in memory.items()}
+            merged = (
+                None if selection.assign is None else self._merged(layer, policy, replace(selection, keep=keep), tables)
+            )
             if not all_stay:
                 layer.evict(_part(index, position, layers), _part(columns, position, layers),
                             None if valid is None else _part(valid, position, layers),
                             run.memo.setdefault(("kin", layer.kin), -next(_KIN)) if alike and layer.kin else None)  # fmt: skip
+            if merged is not None:
+                layer.keys, layer.values = merged
             self.numbering.number_anew(layer, policy, mine, before, used, run.memo)
             if self.packs(layer.number):
                 layer.pack()
+
+    @staticmethod
+    def _merged(layer: CompressedLayer, policy: CachePolicy, selection: Selection,
+                tables: EntryTables) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """The slots' keys and values ``[b, g, k, d]``."""
+        assert selection.assign is not None
+        shape = tables.index.shape
+        assign = (selection.assign[:, None] if selection.assign.dim() == 2 else selection.assign).expand(shape)
+        weight = selection.weight
+        if weight is not None:
+            weight = (weight[:, None] if weight.dim() == 2 else weight).expand(shape)
+        if tables.padded:
+            assign = assign.masked_fill(~tables.valid, -1)
+        selection = replace(selection, assign=assign, weight=weight)
+        sizes = torch.ones(shape, device=layer.keys.device)
+        keys = gather_entries(layer.keys, selection.keep.clamp(min=0))
+        if policy.merges_keys():
+            keys, _ = apply_selection(layer.keys, sizes, selection)
+        return keys, apply_selection(layer.values, sizes, selection)[0]
 
     def _check(self, length: int, policy: CachePolicy, selection: Selection) -> None:
         try:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tokcomp.models.adapter import Decoder
-from tokcomp.ops.rotary import rerotate, rotation, turn
+from tokcomp.ops.rotary import mean_rotation, rerotate, rotation, turn
 from tokcomp.runner.apply import gather_entries
 from tokcomp.runner.cache import CompressedLayer, filled
 from tokcomp.runner.positions import close_up
@@ -37,6 +37,15 @@ class Numbering:
             self._close_up(layer, keep, before, used, rotate=policy.positions == "rerotate")
         elif policy.positions != "keep":
             self._place(layer, keep, before, shared)
+
+    def rotation(self, layer: CompressedLayer, steps: int) -> Tensor:
+        """The mean of the rotations to the next ``steps`` positions ``[b, d, d]``."""
+        b, _, _, width = layer.keys.shape
+        freq = self.decoder.inv_freq(layer.number)
+        if freq is None:
+            return torch.eye(width, device=layer.keys.device).expand(b, -1, -1)
+        start = self._next(layer).expand(b)
+        return mean_rotation(start, steps, freq, width, interleaved=self.decoder.interleaved())
 
     def _place(self, layer: CompressedLayer, keep: Tensor, before: Tensor | None, shared: dict[Any, Any]) -> None:
         """Number what comes next by the length of the layer's cache; with the keys' positions ``before``, rotate them to

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,16 +11,40 @@ from torch import Tensor
 
 from tokcomp.ops.received import received_sums
 from tokcomp.ops.recency import last
+from tokcomp.ops.rotary import unrotate
 from tokcomp.ops.scores import attention_rows, column_sums
-from tokcomp.runner.masks import over_heads
-from tokcomp.runner.passes import Pass
+from tokcomp.runner.masks import Visibility, over_heads
+from tokcomp.runner.passes import Observed, Pass
 from tokcomp.stages import CachePolicy
+from tokcomp.types import Signal
 
-__all__ = ["received_attention"]
+__all__ = ["OBSERVED", "observe"]
+
+OBSERVED = frozenset({Signal.RECEIVED_ATTENTION, Signal.ATTENTION_ROWS, Signal.QUERIES})
+"""The signals for which a layer's attention has to be looked at."""
+
+_CHUNK_BYTES = 8 * 2**20
 
 
-def received_attention(run: Pass, policy: CachePolicy, query: Tensor, key: Tensor, scale: float,
-                       **logits: Any) -> Tensor | None:  # fmt: skip
+def observe(run: Pass, policy: CachePolicy, query: Tensor, key: Tensor, scale: float, *, interleaved: bool,
+            **logits: Any) -> Observed:  # fmt: skip
+    """What ``policy`` asks to see of the attention that is about to run: ``query`` ``[b, h, t, d]`` over ``key``
+    ``[b, g, l, d]``."""
+    needs = policy.signals()
+    received, rows, queries = None, None, None
+    if Signal.RECEIVED_ATTENTION in needs and not (run.prefill and Signal.ATTENTION_ROWS in needs):
+        received = _received(run, policy, query, key, scale, **logits)
+    if not run.prefill:
+        return Observed(received)
+    if Signal.ATTENTION_ROWS in needs:
+        rows = partial(_chunks, run, policy, query, key, scale, run.sees, **logits)
+    if Signal.QUERIES in needs:
+        queries = query.float() if run.rotary is None else unrotate(query, *run.rotary, interleaved=interleaved)
+    return Observed(received, rows, queries)
+
+
+def _received(run: Pass, policy: CachePolicy, query: Tensor, key: Tensor, scale: float,
+              **logits: Any) -> Tensor | None:  # fmt: skip
     """What each entry receives in this pass, summed over its rows and the query heads of its group ``[b, g, l]``; None in
     a later pass of a policy that does not act there."""
     if run.prefill and run.sequence is not None:
@@ -33,6 +59,18 @@ def received_attention(run: Pass, policy: CachePolicy, query: Tensor, key: Tenso
     mask = over_heads(run.sees.last(rows_now, query.device), heads)
     attention = attention_rows(query, key, scale=scale, mask=mask, **logits)
     return attention.view(b, key.shape[1], -1, key.shape[2]).sum(dim=2)
+
+
+def _chunks(run: Pass, policy: CachePolicy, query: Tensor, key: Tensor, scale: float, sees: Visibility,
+            **logits: Any) -> Iterator[tuple[Tensor, Tensor]]:  # fmt: skip
+    """The rows that a policy asked for, as many at a time as fit into the room there is."""
+    most, valid = _prompt_rows(run, policy)
+    (b, h, t, _), length = query.shape, key.shape[2]
+    height = max(1, _CHUNK_BYTES // (4 * b * h * length))
+    for start in range(t - (t if most is None else most), t, height):
+        at = torch.arange(start, min(start + height, t), device=query.device)
+        attention = attention_rows(query[:, :, at], key, scale=scale, mask=over_heads(sees.rows(at), h), **logits)
+        yield attention, torch.ones_like(at, dtype=torch.bool).expand(b, -1) if valid is None else valid[:, at]
 
 
 def _prompt_rows(run: Pass, policy: CachePolicy) -> tuple[int | None, Tensor | None]:

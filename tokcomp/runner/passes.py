@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +20,20 @@ from tokcomp.runner.hooks import base_implementation
 from tokcomp.runner.masks import Visibility, layer_mask
 from tokcomp.runner.request import Prompt, Request, Sequence
 
-__all__ = ["Pass", "padding_of", "to_columns", "whole"]
+__all__ = ["Observed", "Pass", "padding_of", "to_columns", "whole"]
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What a cache policy asked to see of one layer's attention, see :class:`~tokcomp.CacheView`.
+
+    Attributes:
+        received: ``[b, g, l]``. ``rows``: the chunks of query rows, made on demand. ``queries``: ``[b, h, l, d]``.
+    """
+
+    received: Tensor | None = None
+    rows: Callable[[], Iterator[tuple[Tensor, Tensor]]] | None = None
+    queries: Tensor | None = None
 
 
 @dataclass
@@ -42,7 +56,9 @@ class Pass:
         noted: what each filter noted for its later layers, by the filter's id.
         packed: packed entries of the layer now running, which its attention has to read beside the cache's tensors.
         deepstack: features that the first layers add to the vision tokens' states (prefill only), or None.
-        received: column sums that the policy asked for, of the layer that has just run.
+        rotary: cos and sin of the layer now running (prefill only).
+        observed: what its policy asked to see of the attention of the layer that has just run.
+        surveyed: per layer what its policy's survey found ``[b]`` (prefill only).
         stepped: layers that the policy is asked about when all have run, with what their entries received.
         memo: masks and rotary tables that several layers share.
     """
@@ -63,7 +79,9 @@ class Pass:
     noted: dict[int, dict[str, Tensor]] = field(default_factory=dict)
     packed: Packed | None = None
     deepstack: Deepstack | None = None
-    received: Tensor | None = None
+    rotary: tuple[Tensor, Tensor] | None = None
+    observed: Observed | None = None
+    surveyed: dict[int, Tensor] = field(default_factory=dict)
     stepped: list[tuple[CompressedLayer, Tensor | None]] = field(default_factory=list)
     memo: dict[Any, Any] = field(default_factory=dict)
 
@@ -80,9 +98,13 @@ class Pass:
         self.request.layers.append(sequence)
         cache = cache_in(kwargs)
         if cache is not None:
-            cache.layers[number].expect(sequence, self.request.prompt.valid.shape[1])
+            name = ("vision", id(sequence))
+            if name not in self.memo:
+                self.memo[name] = sequence.vision_counts(self.request.prompt)
+            cache.layers[number].expect(sequence, self.request.prompt.valid.shape[1], self.memo[name])
         if self.moved:
             kwargs["position_embeddings"] = self.tables(number, hidden)
+        self.rotary = kwargs.get("position_embeddings")
         self.sees = self.sees_prompt(number)
         if self.changed:
             # Layers turn by the tables; from ids with gaps flash attention would take the row for packed sequences.

@@ -52,7 +52,8 @@ class PromptReader:
         self.adapter, self.reducer, self.filter = adapter, reducer, prefill
         needs = (prefill.signals() if prefill else frozenset()) | (policy.signals() if policy else frozenset())
         self.digests = Signal.DIGEST in needs
-        self.guided_by = None if prefill is None else prefill.guided_by()
+        guides = [strategy.guided_by() for strategy in (prefill, policy) if strategy is not None]
+        self.guided_by = next((guide for guide in guides if guide is not None), None)
 
     def placeholders(self, input_ids: Tensor | None, embeds: Tensor | None,
                      given: Set[str] = frozenset()) -> dict[str, Tensor]:  # fmt: skip

@@ -84,6 +84,11 @@ class Sequence:
     def length(self) -> int:
         return self.index.shape[1]
 
+    def vision_counts(self, prompt: Prompt) -> Tensor:
+        """Vision tokens of each row ``[b]``."""
+        vision = gather_tokens(prompt.vision, self.index)
+        return (vision if self.valid is None else vision & self.valid).sum(dim=1)
+
     def slots(self, prompt: Prompt) -> tuple[Tensor, Tensor]:
         """Where the vision tokens stand ``[b, n]``, ascending, and which of these are real ``[b, n]``."""
         vision = gather_tokens(prompt.vision, self.index)
