@@ -9,13 +9,14 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from tokcomp.errors import UnsupportedError
+from tokcomp.models.layout import Call, Layout
 from tokcomp.models.projections import QueryKey
 
 __all__ = [
@@ -49,58 +50,6 @@ class TowerBlock:
 
 
 @dataclass(frozen=True)
-class Call:
-    """One encoding of images or videos.
-
-    Attributes:
-        kind: ``image`` or ``video``.
-        pixels: the first argument of the tower.
-        tower: the tower's other arguments by name.
-        given: the arguments of the model's method that encodes this kind (see :class:`Modality`) by name.
-    """
-
-    kind: str
-    pixels: Tensor
-    tower: Mapping[str, Any] = field(default_factory=dict)
-    given: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Layout:
-    """The tokens of one call of the tower before anything is dropped.
-
-    The tower encodes *rows*: an image, a tile of a large image, or a frame. A row's patches become *units*, one token of
-    the language model each. Units are numbered row after row.
-
-    Attributes:
-        grids: rows and columns of units of each row of the tower.
-        owners: the image or video, from 0, that each row of the tower belongs to; ascending.
-        members: for each row the patches that make up each unit ``[n, g]``; None where a unit is one patch.
-        placed: ``[p]`` the unit that each placeholder of the prompt holds, -1 for a separator (a newline token); None where
-            the placeholders hold all units in order.
-        lengths: placeholders of each image or video, in order.
-        pixels: the pixels of each row, where the rows of the call's pixels are not just that.
-    """
-
-    grids: tuple[tuple[int, int], ...]
-    owners: tuple[int, ...]
-    lengths: tuple[int, ...]
-    members: tuple[Tensor, ...] | None = None
-    placed: Tensor | None = None
-    pixels: tuple[Tensor, ...] | None = None
-
-    @classmethod
-    def one_row_each(cls, rows: int, grid: tuple[int, int], members: Tensor | None = None) -> Layout:
-        """Every row of the tower is an image of its own, all of one size, and its units fill the placeholders in order."""
-        return cls(
-            grids=(grid,) * rows,
-            owners=tuple(range(rows)),
-            lengths=(grid[0] * grid[1],) * rows,
-            members=None if members is None else (members,) * rows,
-        )
-
-
-@dataclass(frozen=True)
 class Tower:
     """A vision tower and what stands between it and the prompt.
 
@@ -120,6 +69,7 @@ class Tower:
         segmented: a packed tower whose blocks take ``cu_seqlens`` and ``position_embeddings``, and whose units are patches
             that stand side by side.
         packed: rows of the tower stand one after another in one sequence instead of in a batch.
+        late: methods of the multimodal module behind the projector that may make units, see :class:`Layout`.
         sealed: why tokens cannot leave between the tower's blocks, to complete "...: <reason>"; empty where they can.
     """
 
@@ -136,6 +86,7 @@ class Tower:
     sealed: str = ""
     segmented: bool = False
     branches: Sequence[nn.Module] = ()
+    late: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

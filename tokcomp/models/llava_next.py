@@ -87,4 +87,5 @@ def _of_frames(body: Any, call: Call) -> Layout:
         owners=tuple(video for video in range(videos) for _ in range(frames)),
         lengths=(frames * grid[0] * grid[1],) * videos,
         members=(square_groups((side, side), fold),) * (videos * frames),
+        patches=(side * side,) * (videos * frames),
     )

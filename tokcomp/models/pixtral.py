@@ -34,7 +34,14 @@ def pixtral_tower(
         members = None if fold == 1 else tuple(square_groups(grid, fold) for grid in patches)
         pixels = tuple(image[:, :height, :width] for image, (height, width) in zip(call.pixels, sizes, strict=True))
         lengths = tuple(rows * columns for rows, columns in grids)
-        return Layout(grids, tuple(range(len(grids))), lengths, members=members, pixels=pixels)
+        return Layout(
+            grids,
+            tuple(range(len(grids))),
+            lengths,
+            members=members,
+            pixels=pixels,
+            patches=tuple(rows * columns for rows, columns in patches),
+        )
 
     packed = "images stand one after another in one sequence, whose masks and rotary tables are made for all of their patches"
     return Tower(

@@ -12,12 +12,12 @@ from tokcomp.errors import UnsupportedError
 from tokcomp.models.adapter import Call, Layout, Tower
 from tokcomp.models.blocks import pre_norm_block
 
-__all__ = ["clip_tower", "feature_block", "square_groups"]
+__all__ = ["FOLDS", "clip_tower", "feature_block", "folded", "square_groups"]
 
 
 def clip_tower(
     tower: nn.Module, entry: nn.Module, feature_layer: Any, *, exit: nn.Module | None = None,
-    layout: Callable[[Call], Layout] | None = None, fold: int = 1, sealed: str = "",
+    layout: Callable[[Call], Layout] | None = None, fold: int = 1, late: tuple[str, ...] = (),
 ) -> Tower:  # fmt: skip
     """The tower of a CLIP-like vision model.
 
@@ -25,7 +25,7 @@ def clip_tower(
         tower: the vision model. ``entry`` and ``exit`` (None: the same module): see :class:`Tower`.
         feature_layer: index of its hidden states, as in transformers, or several of them.
         layout: None: every image is one row of the tower, folded ``fold`` x ``fold`` patches into a unit.
-        sealed: see :class:`Tower`; told by ``fold`` and by several feature layers where it is left out.
+        late: see :class:`Tower`.
     """
     core: Any = getattr(tower, "vision_model", tower)
     layers = getattr(getattr(core, "encoder", None), "layers", None)
@@ -51,7 +51,8 @@ def clip_tower(
         exit=entry if exit is None else exit,
         layout=layout or one_each,
         config=core.config,
-        sealed=sealed or mixed or ("" if fold == 1 else FOLDS.format(f"{fold}x{fold}")),
+        late=late,
+        sealed=mixed or ("" if fold == 1 else FOLDS.format(f"{fold}x{fold}")),
     )
 
 
@@ -77,7 +78,7 @@ def folded(rows: int, patches: tuple[int, int], fold: int) -> Layout:
     if fold == 1:
         return Layout.one_row_each(rows, patches)
     grid = patches[0] // fold, patches[1] // fold
-    return Layout.one_row_each(rows, grid, square_groups(patches, fold))
+    return Layout.one_row_each(rows, grid, square_groups(patches, fold), patches[0] * patches[1])
 
 
 def square_groups(patches: tuple[int, int], fold: int) -> Tensor:

@@ -98,9 +98,12 @@ class Encoding:
             return signal
         last = signal.dim() == 2 or name == "_cls_attention"  # patches on the last axis
         by_patch = signal.movedim(-1, 1) if last else signal  # (i, patches, ...)
-        units = by_patch.flatten(2) if by_patch.dim() > 2 else by_patch[..., None]
-        picked = units.gather(1, members.flatten(1)[..., None].expand(-1, -1, units.shape[2]))
-        mean = picked.unflatten(1, members.shape[1:]).mean(dim=2)  # (i, n, ...)
+        patches = by_patch.flatten(2) if by_patch.dim() > 2 else by_patch[..., None]
+        if self.images.layout.regrouped:
+            patches = self.images.in_rows(patches, self.images.patches)
+        picked = patches.gather(1, members.flatten(1)[..., None].expand(-1, -1, patches.shape[2]))
+        picked, weights = picked.unflatten(1, members.shape[1:]), self.images.weights  # (i, n, g, ...)
+        mean = picked.mean(dim=2) if weights is None else (picked * weights[..., None].to(picked.dtype)).sum(dim=2)
         return mean[..., 0] if signal.dim() == 2 else mean.movedim(1, -1) if last else mean
 
     def _attended(self, query: Tensor, key: Tensor, scale: float) -> Tensor:
@@ -110,10 +113,9 @@ class Encoding:
         if self.tower.has_cls:
             scores = attention_rows(query[:, :, :1], key, scale=scale, mask=self.bias)[:, :, 0, n_prefix:]
         else:
-            rows = None if self.images.uniform else valid
-            received = received_attention(query[:, :, n_prefix:], key, scale=scale, bias=self.bias, valid=rows)
+            received = received_attention(query[:, :, n_prefix:], key, scale=scale, bias=self.bias, valid=valid)
             scores = received[:, None, n_prefix:]
-        return scores if self.images.uniform else scores.masked_fill(~valid[:, None], 0.0)
+        return scores if valid is None else scores.masked_fill(~valid[:, None], 0.0)
 
     # -- the shapes in which the model hands units on ----------------------------------------------------------------
 
@@ -133,6 +135,25 @@ class Encoding:
         if not self.tower.packed:
             return rows.reshape(rows.shape[0], *[1] * (like.dim() - 3), *rows.shape[1:])
         return rows[self.images.valid].reshape(*[1] * (like.dim() - 2), -1, rows.shape[-1])
+
+    def gathered(self, output: Any) -> Tensor:
+        """The units ``[i, n, d]`` in what a late method of the model returned."""
+        if isinstance(output, Tensor):
+            return self.unfolded(output)
+        images, placed = self.images, self.images.layout.placed
+        assert placed is not None
+        units = torch.cat(list(output[0]))[placed.to(images.valid.device) >= 0]
+        return images.in_rows(units, images.units)
+
+    def returned(self, rows: Tensor, output: Any) -> Any:
+        """What that method shall return with the tokens ``rows`` ``[i, k, d]`` left."""
+        if isinstance(output, Tensor):
+            return self.filled(rows, output)
+        images, placed = self.images, self.images.layout.placed
+        assert placed is not None
+        packed = torch.cat(list(output[0])).clone()
+        packed[placed.to(packed.device) >= 0] = self.filled(rows, rows).flatten(0, 1)[images.flat]
+        return list(packed.split(list(images.layout.lengths))), *output[1:]
 
     def filled(self, rows: Tensor, like: Tensor) -> Tensor:
         """``rows`` ``[i, k, d]`` at the units at which they stand, NaN at all others, in the shape that all units have."""

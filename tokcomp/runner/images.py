@@ -95,8 +95,8 @@ class Images:
     @property
     def patches(self) -> tuple[int, ...]:
         """Patches of each row in the tower."""
-        if self.layout.members is None:
-            return self.units
+        if self.layout.patches is not None or self.layout.members is None:
+            return self.layout.patches or self.units
         return tuple(members.numel() for members in self.layout.members)
 
     @property
@@ -131,13 +131,26 @@ class Images:
         rows = pad_sequence([*known.split(list(self.units))], batch_first=True)
         return rows.to(self.valid.device)
 
+    @cached_property
+    def weights(self) -> Tensor | None:
+        """How much of each of ``members`` is in a unit ``[i, n, g]``; None for equal parts."""
+        if self.layout.weights is None:
+            return None
+        return pad_sequence(list(self.layout.weights), batch_first=True).to(self.valid.device)
+
     @property
-    def patch_valid(self) -> Tensor:
-        """Which of the tokens in the tower are real ``[i, k]``; as long as nothing was dropped, the patches of each row."""
+    def patch_valid(self) -> Tensor | None:
+        """Which of the tokens in the tower's rows are real ``[i, k]``; None: all. Where units are several patches, no token
+        leaves inside the tower."""
         if self.layout.members is None:
-            return self.valid
-        counts = torch.tensor(self.patches, device=self.valid.device)
-        return torch.arange(max(self.patches), device=self.valid.device) < counts[:, None]
+            return None if self.uniform else self.valid
+        patches = self.patches
+        if self.layout.regrouped or min(patches) == max(patches):
+            return None
+        return (
+            torch.arange(max(patches), device=self.valid.device)
+            < torch.tensor(patches, device=self.valid.device)[:, None]
+        )
 
     def counts(self) -> Tensor:
         """Tokens of each row ``[i]``."""

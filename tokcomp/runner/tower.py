@@ -7,6 +7,7 @@ runs untouched; the language stage drops the marked positions before the first l
 
 from __future__ import annotations
 
+import functools
 import inspect
 import threading
 from collections.abc import Callable
@@ -15,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokcomp.errors import FeatureError
 from tokcomp.models.adapter import Call, Tower, TowerBlock
 from tokcomp.runner.arguments import by_name
 from tokcomp.runner.encoded import Encoded
@@ -24,7 +24,7 @@ from tokcomp.runner.hooks import Hooks
 from tokcomp.runner.images import Images, pixel_digest
 from tokcomp.runner.segments import Segments
 from tokcomp.runner.text import PromptText
-from tokcomp.runner.unmet import INSIDE, refuse_split_units, refuse_unmet
+from tokcomp.runner.unmet import INSIDE, refuse_infinite, refuse_split_units, refuse_unmet
 from tokcomp.stages import VisionReducer
 from tokcomp.types import Signal, Site
 
@@ -72,6 +72,8 @@ class VisionStage:
         if self.reducer is None:
             return
         hooks.before(tower.entry, self._before_projector)
+        for name in tower.late:
+            hooks.wrap(self.encoded.adapter.multimodal, name, functools.partial(self._late, name))
         watched = self.observed
         if tower.segmented and (watched or self._acts_inside):
             if self.reducer.weighs_attention():
@@ -141,6 +143,7 @@ class VisionStage:
         by = by_name(module, args, kwargs)
         pixels = by.pop(next(iter(inspect.signature(module.forward).parameters)))
         kind, given = self.encoded.call
+        self._local.encoding = None
         layout = self.tower.layout(Call(kind, pixels, by, given))
         self.encoded.check(kind, layout)
         if self._acts_inside:
@@ -216,6 +219,8 @@ class VisionStage:
 
     def _before_projector(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         encoding = self._encoding
+        if encoding.images.layout.late:
+            return None
         features = encoding.unfolded(args[0])
         for site, selection in encoding.late:
             features = encoding.follow(site, selection, features)
@@ -229,16 +234,33 @@ class VisionStage:
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
     ) -> Tensor:
         encoding = self._encoding
-        images, projected = encoding.images, encoding.unfolded(output)
+        images = encoding.images
+        self.encoded.take(images)
+        if images.layout.late:
+            images.projected_tokens = torch.tensor(images.patches)
+            refuse_infinite(output)
+            return output
+        projected = encoding.unfolded(output)
         images.projected_tokens = images.counts() if images.touched else torch.tensor(images.units)
         projected = encoding.act(self._at(Site.projected()), projected)
         real = projected if images.uniform else projected.masked_fill(~images.valid[..., None], 0.0)
-        if not bool(torch.isfinite(real).all()):
-            raise FeatureError(
-                "the image features hold NaN or Inf: check the pixel values and the weights (dtype overflow?)"
-            )
-        self.encoded.take(images)
+        refuse_infinite(real)
         return encoding.filled(real, output) if images.touched else output
+
+    def _late(self, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        """A method of the model behind its projector that makes the units of some calls: the reducer acts on what it made."""
+
+        @functools.wraps(original)
+        def method(*args: Any, **kwargs: Any) -> Any:
+            output = original(*args, **kwargs)
+            encoding: Encoding | None = getattr(self._local, "encoding", None)
+            # Layouts run the method on numbers, before there is an encoding of theirs.
+            if encoding is None or encoding.images.layout.late != name:
+                return output
+            units = encoding.act([*self._at(Site.features()), *self._at(Site.projected())], encoding.gathered(output))
+            return encoding.returned(units, output) if encoding.images.touched else output
+
+        return method
 
 
 def _skip(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:

@@ -1,16 +1,19 @@
-"""Refuses reducers that need what a vision tower does not have."""
+"""Refuses reducers that need what a vision tower does not have, and features that are no numbers."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tokcomp.errors import CompatibilityError
+import torch
+from torch import Tensor
+
+from tokcomp.errors import CompatibilityError, FeatureError
 from tokcomp.models.adapter import Layout, Tower
 from tokcomp.runner.hooks import base_implementation
 from tokcomp.stages import VisionReducer
 from tokcomp.types import Signal, Site
 
-__all__ = ["INSIDE", "refuse_split_units", "refuse_unmet"]
+__all__ = ["INSIDE", "refuse_infinite", "refuse_split_units", "refuse_unmet"]
 
 INSIDE = frozenset({Signal.CLS_ATTENTION, Signal.UNSPLIT_ATTENTION, Signal.KEYS, Signal.UNSPLIT_KEYS})
 """Signals that come from the attention of the tower's blocks."""
@@ -60,4 +63,12 @@ def refuse_split_units(tower: Tower, layout: Layout, who: str, kind: str, family
             f"{who} removes tokens inside the vision tower, and in {kind}s of {family} several patches become one "
             "token behind it, which cannot lose some of them; use a strategy that acts on the features (see "
             "`tokcomp list vision`) or one of another stage"
+        )
+
+
+def refuse_infinite(features: Tensor) -> None:
+    """Refuse features that are no numbers, which would spread over the whole prompt."""
+    if not bool(torch.isfinite(features).all()):
+        raise FeatureError(
+            "the image features hold NaN or Inf: check the pixel values and the weights (dtype overflow?)"
         )
