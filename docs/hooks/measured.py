@@ -8,6 +8,7 @@ from pathlib import Path
 
 import comparison
 import depth
+import performance
 import tables
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import Files
@@ -31,12 +32,12 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         "kinds": tables.kinds,
         "budgets": lambda: tables.budgets(entries),
         "inside": lambda: tables.inside(entries),
-        "prefill": lambda: tables.prefill_speed(Path(config.docs_dir).parent / "benchmarks" / "results"),
         "library": lambda: comparison.library(Path(config.docs_dir) / "results" / "library"),
         "details": lambda: tables.details(entries),
         "flops": flops,
         "conventions": conventions,
         **depth.TABLES,
+        **performance.tables(),
     }
     return _MARK.sub(lambda match: makers[match[1]]() or _MISSING, markdown)
 

@@ -129,29 +129,6 @@ def inside(entries: list[Entry]) -> str:
     return "\n".join(lines)
 
 
-def prefill_speed(folder: Path) -> str:
-    """The prefill benchmark's records: how much of the promised speed-up each pipeline reaches."""
-    lines = []
-    for path in sorted(folder.glob("prefill*.json")):
-        content = json.loads(path.read_text(encoding="utf-8"))
-        settings = content["settings"]
-        threads = settings["threads"]
-        lines += [
-            f"{threads} thread{'s' if threads > 1 else ''} of a CPU with {content['machine']['cores']} cores, "
-            f"tower of {settings['tower_layers']} blocks of width {settings['tower_width']}:",
-            "",
-            "| pipeline | vision tokens | dense | compressed | speed-up | promised by FLOPs | reached | of the attainable |",
-            "|---|---:|---:|---:|---:|---:|---:|---:|",
-        ]
-        lines += [
-            f"| {row['pipeline']} | {row['equivalent_tokens']:.3g} | {row['dense_ms']:.0f} ms | {row['compressed_ms']:.0f} ms "
-            f"| {row['ratio']:.2f} | {row['promised']:.2f} | {100 * row['reached']:.0f} % | {100 * row['of_attainable']:.0f} % |"
-            for row in content["rows"]
-        ]
-        lines.append("")
-    return "\n".join(lines).rstrip()
-
-
 def details(entries: list[Entry]) -> str:
     """Every committed run: its command, the machine it ran on and its figures by kind of question."""
     lines: list[str] = []

@@ -1,0 +1,241 @@
+"""The tables of docs/performance.md, from the records that the benchmarks wrote."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+Rows = list[dict[str, Any]]
+
+
+def tables() -> dict[str, Callable[[], str]]:
+    """What stands for the marks ``speed-cpu-…`` and ``speed-gpu-…`` of the page."""
+    makers = {
+        "machine": machine, "prefill": prefill, "published": published, "answers": answers, "decode": decode,
+        "memory": memory, "growth": growth, "short": short, "ceilings": ceilings,
+    }  # fmt: skip
+    return {
+        f"speed-{device}-{name}": lambda device=device, make=make: _made(device, make)
+        for device in ("cpu", "gpu") for name, make in makers.items()
+    }  # fmt: skip
+
+
+def _made(device: str, make: Callable[[dict[str, Any]], str]) -> str:
+    path = RESULTS / f"{device}.json"
+    if not path.is_file():
+        command = "make bench-gpu" if device == "gpu" else "make bench"
+        return f"_No record of a {device.upper()} run is committed yet: `{command}` writes it._"
+    text = make(json.loads(path.read_text(encoding="utf-8")))
+    return text or "_Not measured in this run._"
+
+
+def _rows(record: dict[str, Any], kind: str) -> Rows:
+    return [row for row in record["rows"] if row["kind"] == kind]
+
+
+def _cells(rows: Rows) -> list[tuple[str, Rows]]:
+    """Rows by cell (model, batch, tokens) in the order in which they were measured, with a title."""
+    cells: dict[str, Rows] = {}
+    for row in rows:
+        title = (
+            f"{row['shape']}, batch {row['batch']}, {row['image_tokens']} image and {row['text_tokens']} text tokens"
+        )
+        cells.setdefault(title, []).append(row)
+    return list(cells.items())
+
+
+def _table(head: list[str], lines: list[list[str]]) -> list[str]:
+    return ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1),
+            *("| " + " | ".join(line) + " |" for line in lines)]  # fmt: skip
+
+
+def machine(record: dict[str, Any]) -> str:
+    """The command and what it ran on."""
+    of, left_out = record["machine"], record["left_out"]
+    where = f"{of['gpu']}, CUDA {of['cuda']}" if "gpu" in of else f"{of['cpu']}, {of['threads']} of {of['cores']} cores"
+    text = f"`{record['command']}` on {where}; PyTorch {of['torch']}, transformers {of['transformers']}."
+    failed = [row["step"] for row in _rows(record, "error")]
+    text += f" Left out for time: {', '.join(left_out)}." if left_out else ""
+    return text + (f" Failed: {', '.join(failed)}." if failed else "")
+
+
+def ceilings(record: dict[str, Any]) -> str:
+    """The device's own rates, measured in the same run."""
+    rows = _rows(record, "ceilings")
+    if not rows:
+        return ""
+    row = rows[0]
+    dense = [cell["flops"] / cell["ms"] / 1e9 for cell in _rows(record, "prefill") if cell["side"] == "dense"]
+    lines = (f"A large matrix product runs at {row['flops_per_s'] / 1e12:.3g} TFLOP/s here and a large copy at "
+             f"{row['bytes_per_s'] / 1e12:.3g} TB/s.")  # fmt: skip
+    if dense:
+        lines += f" The dense prefills below reach {min(dense):.3g} to {max(dense):.3g} TFLOP/s."
+    return lines
+
+
+def prefill(record: dict[str, Any]) -> str:
+    """Time of the prefill beside what the FLOPs promise and what the unmodified parts attain."""
+    attainable = {_key(row): row["ms"] for row in _rows(record, "attainable")}
+    selecting = {_key(row): row["share"] for row in _rows(record, "selection")}
+    lines: list[str] = []
+    for title, rows in _cells(_rows(record, "prefill")):
+        lines += [f"**{title}**", ""]
+        dense = next(row for row in rows if row["side"] == "dense")
+        body = [["dense", f"{dense['image_tokens']}", _ms(dense), "1", "", "", "", "", "100 %"]]
+        for row in rows:
+            if row["side"] == "dense":
+                continue
+            best, share = attainable.get(_key(row)), selecting.get(_key(row))
+            body.append([
+                row["side"], f"{row['equivalent_tokens']:.0f}", _ms(row), f"{row['ratio']:.2f}", f"{row['promised']:.2f}",
+                _percent(row["reached"]), "" if best is None else _percent(best / row["ms"]),
+                "" if share is None else _percent(share, 1), _percent(row["kv_bytes"] / _full(dense, rows)),
+            ])  # fmt: skip
+        head = ["pipeline", "vision tokens per layer", "prefill, ms", "times faster", "promised by FLOPs", "reached",
+                "of the attainable", "selecting", "KV cache"]  # fmt: skip
+        lines += [*_table(head, body), ""]
+    return "\n".join(lines)
+
+
+def _full(dense: dict[str, Any], rows: Rows) -> float:
+    """Bytes of the dense cache: those of the pipeline that does nothing, or scaled from a row that keeps all tokens."""
+    for row in rows:
+        if row["side"] != "dense":
+            per_token = row["kv_bytes"] / sum(row["layer_lengths"])
+            if row["side"] == "none":
+                return row["kv_bytes"]
+            if row["side"].startswith(("fastv", "fastervlm", "uniform")):
+                return per_token * len(row["layer_lengths"]) * (dense["image_tokens"] + dense["text_tokens"])
+    return float("nan")
+
+
+def _key(row: dict[str, Any]) -> tuple[Any, ...]:
+    return row["shape"], row["batch"], row["image_tokens"], row["side"]
+
+
+def _percent(share: float, digits: int = 0) -> str:
+    return f"{100 * share:.{digits}f} %"
+
+
+def _ms(row: dict[str, Any]) -> str:
+    return f"{row['ms']:.1f} [{row['ms_low']:.1f}, {row['ms_high']:.1f}]"
+
+
+def published(record: dict[str, Any]) -> str:
+    """The same selections by re-created published code paths."""
+    lines: list[str] = []
+    peaks = {_key(row): row["increase_bytes"] for row in _rows(record, "memory")}
+    for title, rows in _cells(_rows(record, "beside published") + _rows(record, "baseline")):
+        ours = {row["side"].split()[0]: row for row in rows if row["kind"] != "baseline" and row["side"] != "dense"}
+        dense = next((row for row in rows if row["side"] == "dense"), None)
+        body = [] if dense is None else [["dense", _ms(dense), "", _gigabytes(peaks.get(_key(dense)))]]
+        for row in rows:
+            if row["side"] == "dense":
+                continue
+            mine = ours.get(row["side"].split()[1]) if row["kind"] == "baseline" else None
+            gain = "" if mine is None else f"{row['ms'] / mine['ms']:.2f}"
+            body.append([row["side"], _ms(row), gain, _gigabytes(peaks.get(_key(row)))])
+        head = ["", "prefill, ms", "tokcomp is faster by", "peak on top of the weights"]
+        lines += [f"**{title}**", "", *_table(head, body), ""]
+    return "\n".join(lines)
+
+
+def _gigabytes(number: float | None) -> str:
+    return "" if number is None else f"{number / 1e9:.2f} GB"
+
+
+def answers(record: dict[str, Any]) -> str:
+    """Whole answers by ``generate()``."""
+    lines: list[str] = []
+    for title, rows in _cells(_rows(record, "answer")):
+        dense = next(row for row in rows if row["side"] == "dense")
+        body = [[
+            row["side"], f"{row['first_token_ms']:.1f}", f"{row['decode_ms']:.2f}",
+            f"{dense['decode_ms'] / row['decode_ms']:.2f}", f"{row['decode_promised']:.2f}",
+            f"{row['end_to_end_ms'] / 1e3:.2f}", f"{dense['end_to_end_ms'] / row['end_to_end_ms']:.2f}",
+            f"{row['kv_bytes'] / 1e6:.0f}",
+        ] for row in rows]  # fmt: skip
+        head = ["pipeline", "first token, ms", "further token, ms", "times faster", "promised by bytes",
+                "whole answer, s", "times faster ", "KV cache, MB"]  # fmt: skip
+        lines += [f"**{title}, {dense['new_tokens']} new tokens**", "", *_table(head, body), ""]
+    return "\n".join(lines)
+
+
+def decode(record: dict[str, Any]) -> str:
+    """What the runner costs per step."""
+    lines: list[str] = []
+    for title, rows in _cells(_rows(record, "decode")):
+        body = [[row["side"], f"{row['cache_length']}", f"{row['decode_ms']:.2f}", f"{row['plain_decode_ms']:.2f}",
+                 f"{row['ratio']:.2f}"] for row in rows]  # fmt: skip
+        head = ["pipeline", "entries per layer", "step, ms", "plain model with as many entries, ms", "ratio"]
+        lines += [f"**{title}**", "", *_table(head, body), ""]
+    return "\n".join(lines)
+
+
+def memory(record: dict[str, Any]) -> str:
+    """Peaks of a prefill."""
+    lines: list[str] = []
+    for title, rows in _cells([row for row in _rows(record, "memory") if "axis" not in row]):
+        if any(row["side"].startswith("published") for row in rows):
+            continue
+        dense = next(row for row in rows if row["side"] == "dense")
+        body = [[row["side"], _gigabytes(row["increase_bytes"]), _percent(row["increase_bytes"] / dense["increase_bytes"])]
+                for row in rows]  # fmt: skip
+        head = ["pipeline", "peak on top of the weights", "of dense"]
+        lines += [f"**{title}**", "", *_table(head, body), ""]
+    return "\n".join(lines)
+
+
+def growth(record: dict[str, Any]) -> str:
+    """Time and memory along each axis, and the steepest step beside the dense model's own."""
+    peaks = {(_key(row), row["layers"]): row["increase_bytes"] for row in _rows(record, "memory")}
+    lines: list[str] = []
+    for axis, field in (("image tokens", "image_tokens"), ("batch", "batch"), ("layers", "layers")):
+        rows = [row for row in _rows(record, "growth") if row["axis"] == axis]
+        if not rows:
+            continue
+        sides = list(dict.fromkeys(row["side"] for row in rows))
+        at = {(row["side"], row[field]): row for row in rows}
+        places = sorted({row[field] for row in rows})
+        body = [[f"{place:,}", *(_growth_cell(at.get((side, place)), peaks) for side in sides)] for place in places]
+        lines += [f"**{axis}** ({rows[0]['shape']})", "", *_table([axis, *sides], body), ""]
+    return "\n".join([*lines, "Milliseconds of a prefill, and its peak memory on top of the weights."]) if lines else ""
+
+
+def _growth_cell(row: dict[str, Any] | None, peaks: dict[Any, float]) -> str:
+    if row is None:
+        return ""
+    peak = peaks.get((_key(row), row["layers"]))
+    return f"{row['ms']:.0f} ms" + ("" if peak is None else f", {peak / 1e6:.0f} MB")
+
+
+def short(record: dict[str, Any]) -> str:
+    """The cells that stay below 90 % of what their FLOPs promise, each with what holds it back, told from the numbers."""
+    attainable = {_key(row): row["ms"] for row in _rows(record, "attainable")}
+    gpu = "gpu" in record["machine"]
+    reasons: dict[str, list[str]] = {}
+    for row in _rows(record, "prefill"):
+        if row["side"] in ("dense", "none") or row["reached"] >= 0.9:
+            continue
+        where = f"{row['side']} ({row['shape']}, batch {row['batch']}: {_percent(row['reached'])})"
+        reasons.setdefault(_reason(row, attainable.get(_key(row)), gpu), []).append(where)
+    if not _rows(record, "prefill"):
+        return ""
+    if not reasons:
+        return "Every cell reaches 90 % of what its FLOPs promise."
+    return "\n".join(f"- {why}: {'; '.join(cells)}." for why, cells in reasons.items())
+
+
+def _reason(row: dict[str, Any], best: float | None, gpu: bool) -> str:
+    if gpu and row["host_ms"] > 0.93 * row["ms"]:
+        return ("the host is busy for as long as the device or waits for it (Python and launches, in the model's own layers "
+                "as well); fewer launches would help: CUDA graphs, or larger batches")  # fmt: skip
+    if best is not None and best / row["ms"] > 0.9:
+        return ("the unmodified layers themselves run below the dense model's rate at these lengths; the runner is within "
+                "10 % of what they attain")  # fmt: skip
+    if best is not None:
+        return "the unmodified layers lose a part at these lengths, selecting and moving tokens the rest"
+    return "not told apart in this run (no attainable time was measured for this cell)"
