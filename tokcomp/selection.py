@@ -99,10 +99,11 @@ class Selection:
         return cls(keep=keep, ascending=order == "position")
 
     @classmethod
-    def from_mask(cls, mask: Tensor) -> Selection:
-        """Keep the tokens where ``mask`` ``[..., n]`` is True, in ascending position."""
+    def from_mask(cls, mask: Tensor, *, count: int | None = None) -> Selection:
+        """Keep the tokens where ``mask`` ``[..., n]`` is True, in ascending position; ``count``: how many each row has,
+        where that is known, which spares a look at the device."""
         n = mask.shape[-1]
-        fewest, width = _extremes(mask.sum(-1))
+        fewest, width = _extremes(mask.sum(-1)) if count is None else (count, count)
         index = torch.arange(n, device=mask.device).expand(mask.shape)
         keep = index.masked_fill(~mask, n).sort(dim=-1).values[..., :width]
         return cls(keep=keep.masked_fill(keep == n, -1), ragged=fewest != width, ascending=True)

@@ -62,6 +62,8 @@ def random_view(
         sizes=_padded(sizes[..., None], valid, 0.0)[..., 0],
         origin=origin,
         protected=marks & valid,
+        padded=len(set(counts)) > 1,
+        marked=protected,
         grid=grid,
         n_prefix=n_prefix,
         **signals,
@@ -97,7 +99,7 @@ def alone(view: VisionView, row: int) -> VisionView:
     parts = {name: part(name, value) for name, value in tensor_fields(view).items()}
     elsewhere = {block: {name: part(name, value) for name, value in signals.items()}
                  for block, signals in view._elsewhere.items()}  # fmt: skip
-    return dataclasses.replace(view, **parts, _elsewhere=elsewhere)
+    return dataclasses.replace(view, **parts, padded=False, _elsewhere=elsewhere)
 
 
 def decision(selection: Selection, view: VisionView, row: int) -> tuple[list[int], list[int] | None, list[bool] | None]:

@@ -58,4 +58,5 @@ class CDPruner(Budgeted, VisionReducer):
         steps = self.budget.resolve(view.n_tokens)
         order = greedy_map(view.tokens, quality, steps, view.valid)
         wanted = torch.arange(steps, device=view.device) < self.budget.resolve(view.counts)[:, None]
-        return Selection.from_mask(torch.zeros_like(view.valid).scatter(1, order, wanted))
+        chosen = torch.zeros_like(view.valid).scatter(1, order, wanted)
+        return Selection.from_mask(chosen, count=None if view.padded else steps)

@@ -45,4 +45,5 @@ class DivPrune(Budgeted, VisionReducer):
         steps = self.budget.resolve(view.n_tokens)
         order = farthest_points(view.tokens, steps, view.valid)
         wanted = torch.arange(steps, device=view.device) < self.budget.resolve(view.counts)[:, None]
-        return Selection.from_mask(torch.zeros_like(view.valid).scatter(1, order, wanted))
+        chosen = torch.zeros_like(view.valid).scatter(1, order, wanted)
+        return Selection.from_mask(chosen, count=None if view.padded else steps)

@@ -66,4 +66,4 @@ class VisPruner(Budgeted, VisionReducer):
             left = drop_duplicates(view.tokens, items, counts - important, budget - important, most=most)
             spare = torch.nn.functional.pad(chosen, (0, 1))
             chosen = spare.scatter(1, left.where(left >= 0, n), True)[:, :n]
-        return Selection.from_mask(chosen & view.valid)
+        return Selection.from_mask(chosen & view.valid, count=None if view.padded else longest)
