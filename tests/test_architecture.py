@@ -19,6 +19,7 @@ CORE = {
     "tokcomp.cache_view",
     "tokcomp.types",
     "tokcomp.budget",
+    "tokcomp.layers",
 }
 STRATEGY_MAY = CORE | {"tokcomp.stages", "tokcomp.scored", "tokcomp.registry", "tokcomp.specs", "tokcomp.ops"}
 # Folder or module -> what it may import of tokcomp. Longest match wins.
@@ -27,6 +28,7 @@ MAY_IMPORT = {
     "tokcomp.signals": set(),
     "tokcomp.selection": set(),
     "tokcomp.budget": {"tokcomp.errors"},
+    "tokcomp.layers": {"tokcomp.errors"},
     "tokcomp.views": {"tokcomp.signals"},
     "tokcomp.vision_view": {"tokcomp.signals", "tokcomp.views"},
     "tokcomp.cache_view": {"tokcomp.signals"},

@@ -5,15 +5,14 @@ A strategy is a frozen pydantic model: its fields are its configuration. It hold
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from tokcomp.errors import CompatibilityError
+from tokcomp.layers import LayerSpec, resolve_layer, resolve_stages
 from tokcomp.types import CacheView, PrefillView, Selection, Signal, Site, VisionView
 
 __all__ = [
@@ -26,48 +25,6 @@ __all__ = [
     "resolve_layer",
     "resolve_stages",
 ]
-
-LayerSpec = Annotated[
-    int | Annotated[float, Field(ge=0, lt=1)],
-    Field(description="a layer: its number from 0, negative from the end, or a share of the depth (0.25)"),
-]
-"""A layer of any model: an integer is the layer's number (negative counts from the end), a float below 1 a share of the
-depth."""
-
-
-def resolve_layer(layer: LayerSpec, depth: int, *, what: str) -> int:
-    """The number of ``layer`` in a stack of ``depth`` layers.
-
-    Raises:
-        CompatibilityError: the layer lies beyond the depth; ``what`` names the field in the message.
-    """
-    number = math.floor(layer * depth) if isinstance(layer, float) else layer + depth if layer < 0 else layer
-    if not 0 <= number < depth:
-        raise CompatibilityError(
-            f"{what}={layer} lies beyond this model's {depth} layers: give 0..{depth - 1}, a negative number that counts "
-            "from the end, or a share of the depth such as 0.25"
-        )
-    return number
-
-
-def resolve_stages(
-    layers: Sequence[LayerSpec] | None, published: Sequence[int], published_depth: int, depth: int, *, what: str
-) -> dict[int, int]:
-    """The layers of a strategy that acts several times, ascending: layer to the number of its stage from 0.
-
-    Args:
-        layers: as given; None: ``published``, those of a model of ``published_depth`` layers, scaled to this one.
-        depth: layers of this model. Where several stages fall on one layer of it, the last of them counts.
-        what: names the field in messages.
-
-    Raises:
-        CompatibilityError: a layer lies beyond the depth.
-    """
-    if layers is None:
-        numbers = [layer * depth // published_depth for layer in published]
-    else:
-        numbers = [resolve_layer(layer, depth, what=what) for layer in layers]
-    return {layer: max(i for i, other in enumerate(numbers) if other == layer) for layer in sorted(set(numbers))}
 
 
 class Strategy(BaseModel, ABC):
@@ -127,6 +84,11 @@ class VisionReducer(Strategy):
         """Whether a tower without CLS token will not do."""
         looks = self.signals() & {Signal.CLS_ATTENTION, Signal.UNSPLIT_ATTENTION}
         return bool(looks) and self.without_cls == "refuse"
+
+    def scope(self) -> Literal["row", "image", "prompt"]:
+        """What a row of the view is: a row of the tower (an image, a tile or a frame), all rows of an image or video, or
+        all that is encoded for one prompt."""
+        return "row"
 
     def weighs_attention(self) -> bool:
         """Whether the tower's later blocks add log(size) to the attention logits of merged tokens (ToMe's

@@ -19,6 +19,7 @@ from tokcomp.runner.apply import clean_selection, gather_tokens
 from tokcomp.runner.images import Images
 from tokcomp.runner.segments import Segments
 from tokcomp.runner.text import Text
+from tokcomp.runner.together import Together
 from tokcomp.stages import VisionReducer
 from tokcomp.types import Selection, Signal, Site, VisionView
 
@@ -41,6 +42,7 @@ class Encoding:
         text: the prompt's text of each row, where the reducer is guided by it.
         cls_token: the CLS token's state at the feature layer ``[i, d]``, where the reducer wants it.
         late: what was decided past the feature layer; applied to the features when they come.
+        together: groups of rows that the reducer sees as one; None where it sees each by itself.
         segments: where tokens stand in a tower that attends by segments; None in others.
     """
 
@@ -54,6 +56,7 @@ class Encoding:
     text: Text | None = None
     cls_token: Tensor | None = None
     late: list[tuple[Site, Selection]] = field(default_factory=list)
+    together: list[list[int]] | None = None
     segments: Segments | None = None
 
     def observe(self, number: int, query: Tensor, key: Tensor, scale: float) -> Tensor | None:
@@ -188,16 +191,25 @@ class Encoding:
         """What the reducer selects at ``site``, ready to be applied."""
         assert self.reducer is not None
         view, images, who = self._view(site, tokens), self.images, f"vision strategy '{self.reducer.name}'"
-        groups = alike(images.layout.grids, tokens.device)
+        if self.together is None:
+            return self._decide(view, images.layout.grids, uniform=images.uniform, who=who)
+        laid = Together.of(self.together, images.layout.grids, images.valid)
+        chosen = self._decide(laid.shown(view), laid.grids, uniform=bool(laid.valid.all()), who=who)
+        return laid.apart(chosen, images.valid, who)
+
+    def _decide(self, view: VisionView, grids: Sequence[tuple[int, int]], *, uniform: bool, who: str) -> Selection:
+        """The same for a view whose rows have these grids: a reducer sees those of one grid at a time."""
+        assert self.reducer is not None
+        groups = alike(grids, view.device)
         if len(groups) == 1:
-            return clean_selection(self.reducer.reduce(view), images.valid, uniform=images.uniform, who=who)
+            return clean_selection(self.reducer.reduce(view), view.valid, uniform=uniform, who=who)
         parts = []
         for grid, rows in groups:
             n = int(view.counts[rows].max())
             part = narrowed(view, grid, rows, n)
-            uniform = bool(part.valid.all())
-            parts.append((rows, clean_selection(self.reducer.reduce(part), part.valid, uniform=uniform, who=who)))
-        return joined(parts, images.sizes)
+            even = bool(part.valid.all())
+            parts.append((rows, clean_selection(self.reducer.reduce(part), part.valid, uniform=even, who=who)))
+        return joined(parts, view.sizes)
 
     def follow(self, site: Site, selection: Selection, tokens: Tensor, *, more: bool = False) -> Tensor:
         """Apply a selection to tokens and table; ``more``: another turn at this place will look at its signals."""

@@ -49,7 +49,7 @@ class Session:
             refuse_several_devices(adapter)
         language = LanguageStage(adapter, vision, prefill, cache, encoded, self.trace.remember)
         tower = text = None
-        if vision is not None and Signal.TEXT_RELEVANCE in vision.signals():
+        if vision is not None and (Signal.TEXT_RELEVANCE in vision.signals() or vision.scope() == "prompt"):
             text = PromptText(adapter, language.reader.placeholders, f"vision strategy '{vision.name}'")
         if adapter.tower is not None:
             digests = language.reader.digests

@@ -76,14 +76,9 @@ class PromptText:
             CompatibilityError: a sample has no text.
             FeatureError: placeholders and images disagree.
         """
-        given: Mapping[str, Any] = getattr(self._local, "prompt", None) or {}
+        given, masks = self._prompt()
         ids, embeds = given.get("input_ids"), given.get("inputs_embeds")
-        if (ids is None and embeds is None) or self.adapter.embed is None:
-            raise UnsupportedError(
-                f"{self.who} goes by the prompt's text, and these images are encoded without one: call the model, or its "
-                "generate(), with input_ids and pixel_values together"
-            )
-        masks = self.placeholders(ids, embeds)
+        assert self.adapter.embed is not None
         vision = torch.stack(list(masks.values())).any(dim=0)
         text = ~vision if given.get("attention_mask") is None else ~vision & given["attention_mask"].bool()
         after = text & (vision.long().flip(1).cumsum(1).flip(1) == 0)
@@ -93,14 +88,39 @@ class PromptText:
             raise CompatibilityError(
                 f"{self.who} is guided by the prompt's text, and a prompt has none: put text into it"
             )
-        placement = place_images([images], {images.kind: masks[images.kind].sum(dim=1).tolist()})
-        sample = torch.zeros(images.n_rows, dtype=torch.long)
-        for number in reversed(range(len(placement.counts))):
-            for item in placement.of_sample(number):
-                sample[[row for _, row in placement.rows(item)]] = number
-        rows = sample.to(text.device)
+        rows = torch.tensor(_samples(images, masks), device=text.device)
         width = int(counts.max())
         taken = (~text).to(torch.uint8).argsort(dim=1, stable=True)[:, :width]
         valid = text.gather(1, taken)
         states = embeds if embeds is not None else self.adapter.embed(ids)
         return Text(states.gather(1, taken[..., None].expand(-1, -1, states.shape[-1]))[rows], valid[rows])
+
+    def samples_of(self, images: Images) -> list[int]:
+        """The sample that every row belongs to.
+
+        Raises:
+            UnsupportedError: the images are encoded for no prompt.
+            FeatureError: placeholders and images disagree.
+        """
+        return _samples(images, self._prompt()[1])
+
+    def _prompt(self) -> tuple[Mapping[str, Any], dict[str, Tensor]]:
+        """What the model was called with, and its placeholders."""
+        given: Mapping[str, Any] = getattr(self._local, "prompt", None) or {}
+        ids, embeds = given.get("input_ids"), given.get("inputs_embeds")
+        if (ids is None and embeds is None) or self.adapter.embed is None:
+            raise UnsupportedError(
+                f"{self.who} goes by the prompt, and these images are encoded without one: call the model, or its "
+                "generate(), with input_ids and pixel_values together"
+            )
+        return given, self.placeholders(ids, embeds)
+
+
+def _samples(images: Images, masks: Mapping[str, Tensor]) -> list[int]:
+    placement = place_images([images], {images.kind: masks[images.kind].sum(dim=1).tolist()})
+    sample = [0] * images.n_rows
+    for number in reversed(range(len(placement.counts))):
+        for item in placement.of_sample(number):
+            for _, row in placement.rows(item):
+                sample[row] = number
+    return sample

@@ -24,6 +24,7 @@ from tokcomp.runner.hooks import Hooks
 from tokcomp.runner.images import Images, pixel_digest
 from tokcomp.runner.segments import Segments
 from tokcomp.runner.text import PromptText
+from tokcomp.runner.together import groups_of
 from tokcomp.runner.unmet import INSIDE, refuse_infinite, refuse_split_units, refuse_unmet
 from tokcomp.stages import VisionReducer
 from tokcomp.types import Signal, Site
@@ -56,6 +57,7 @@ class VisionStage:
             # Merging in the middle of a block past the feature layer would change nothing that anybody sees.
             self.sites = tuple(site for site in self.sites if site.kind != "mid" or not self._is_late(site))
             self._look(reducer)
+        self._reads_text = reducer is not None and Signal.TEXT_RELEVANCE in reducer.signals()
         self._local = threading.local()
 
     def _is_late(self, site: Site) -> bool:
@@ -152,12 +154,14 @@ class VisionStage:
         if self.digests:
             rows = pixels if layout.pixels is None else layout.pixels
             images.digest = torch.stack([pixel_digest(row) for row in rows])
-        text = None if self.text is None else self.text.of(images)
-        segments = None
+        text = self.text.of(images) if self.text is not None and self._reads_text else None
+        segments = together = None
+        if self.reducer is not None:
+            together = groups_of(self.reducer.scope(), images, self.text)
         if self.tower.segmented and self.reducer is not None:
             segments = Segments.fresh(images, weighs=self.reducer.weighs_attention())
         self._local.encoding = Encoding(self.tower, self.reducer, images, observed=self.observed, lasting=self.lasting,
-                                        text=text, segments=segments)  # fmt: skip
+                                        text=text, segments=segments, together=together)  # fmt: skip
 
     def _count_blocks(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         images, n_prefix = self._encoding.images, self.tower.n_prefix

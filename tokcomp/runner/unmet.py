@@ -45,6 +45,10 @@ def refuse_unmet(tower: Tower, reducer: VisionReducer, sites: Sequence[Site], fa
             f"{who} weighs merged tokens in the attention of the vision tower, which flash attention over packed images "
             "has no mask for: load the model with attn_implementation='sdpa', or set proportional_attention to false"
         )
+    if reducer.scope() != "row" and Signal.CLS_TOKEN in reducer.signals():
+        raise CompatibilityError(
+            f"{who} puts the CLS token among the tokens, and several images, tiles or frames have one each: use another strategy"
+        )
     if tower.feature_block is None and (inside or reducer.signals() & (INSIDE | {Signal.CLS_TOKEN})):
         raise CompatibilityError(
             f"{who} acts inside the vision tower, but this model mixes the features of several tower layers; use a "

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
-from typing import ClassVar
+from typing import ClassVar, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tokcomp.registry import VISION
 from tokcomp.specs import VisionSpec
@@ -38,6 +38,14 @@ class Sequence(VisionReducer):
         min_length=1,
         description="the reducers: names, or names with their fields",
     )
+
+    @model_validator(mode="after")
+    def _rows(self) -> Self:
+        if any(step.scope() != "row" for step in self.steps):
+            raise ValueError(
+                "a step is 'joint', which a sequence cannot hold: put the sequence into a joint strategy instead"
+            )
+        return self
 
     def signals(self) -> frozenset[Signal]:
         return frozenset[Signal]().union(*(step.signals() for step in self.steps))
