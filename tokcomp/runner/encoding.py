@@ -194,7 +194,7 @@ class Encoding:
         if self.together is None:
             return self._decide(view, images.layout.grids, uniform=images.uniform, who=who)
         laid = Together.of(self.together, images.layout.grids, images.valid)
-        chosen = self._decide(laid.shown(view), laid.grids, uniform=bool(laid.valid.all()), who=who)
+        chosen = self._decide(laid.shown(view), laid.grids, uniform=laid.even, who=who)
         return laid.apart(chosen, images.valid, who)
 
     def _decide(self, view: VisionView, grids: Sequence[tuple[int, int]], *, uniform: bool, who: str) -> Selection:

@@ -26,7 +26,7 @@ class Together:
     Attributes:
         grids: of each group: its rows one below the other where they are of one size, else a single line.
         index: where each token of a group stands in the table ``[i, k]`` laid flat ``[g, w]``; 0 where padded.
-        valid: tokens that are no padding ``[g, w]``.
+        valid: tokens that are no padding ``[g, w]``. even: all of them.
         before: units of the group that stand before those of each row ``[i]``.
         group: the group of each row ``[i]``.
     """
@@ -34,6 +34,7 @@ class Together:
     grids: tuple[tuple[int, int], ...]
     index: Tensor
     valid: Tensor
+    even: bool
     before: Tensor
     group: Tensor
 
@@ -59,7 +60,8 @@ class Together:
         lengths = torch.tensor([len(part) for part in parts], device=valid.device)
         real = torch.arange(index.shape[1], device=valid.device) < lengths[:, None]
         numbers = torch.tensor([before, group], device=valid.device)
-        return cls(tuple(joint), index, real, numbers[0], numbers[1])
+        even = len({len(part) for part in parts}) == 1
+        return cls(tuple(joint), index, real, even, numbers[0], numbers[1])
 
     def shown(self, view: VisionView) -> VisionView:
         """The view of the groups."""
@@ -80,7 +82,15 @@ class Together:
         tensors = {name: value if name == "_digest" else laid(name, value) for name, value in own.items()}
         elsewhere = {block: {name: laid(name, value) for name, value in signals.items()}
                      for block, signals in view._elsewhere.items()}  # fmt: skip
-        return replace(view, **{**tensors, "valid": self.valid}, grid=self.grids[0], owners=(), _elsewhere=elsewhere)
+        changed: dict[str, Any] = {
+            **tensors,
+            "valid": self.valid,
+            "padded": not self.even,
+            "grid": self.grids[0],
+            "owners": (),
+            "_elsewhere": elsewhere,
+        }
+        return replace(view, **changed)
 
     def apart(self, selection: Selection, valid: Tensor, who: str) -> Selection:
         """A selection of the groups' tokens as one of the rows' tokens; a row may lose all of them.

@@ -34,6 +34,9 @@ class MustDrop(VisionReducer):
       ``batch_minimum`` of :func:`tokcomp.ops.pooling.merge_windows`.
     - Where the window does not divide the grid, the rest of the grid stays unmerged; the code needs it to divide.
     - Layers are fields; the code has the first and the 24th block built in.
+    - Where a tower folds groups of patches into one token (Qwen-VL, GLM-4V), windows are of groups: they are compared by the
+      states of all their patches side by side, and a merged group is the mean of its members patch by patch. Without a CLS
+      token the attention received stands in for the CLS token's.
 
     Attributes:
         merge_layer: tower block after which windows merge (paper and code: the first).

@@ -33,7 +33,9 @@ class ToMe(VisionReducer):
     24 blocks.
 
     Departures from the authors' code: rows of unequal length merge as each would alone, and key tokens (``protected``)
-    neither merge nor are merged into; the code knows neither.
+    neither merge nor are merged into; the code knows neither. Where a tower folds groups of patches into one token
+    (Qwen-VL, GLM-4V), groups merge, compared by the mean of their patches' keys, and keep the rotary position of the
+    group that they stand at.
 
     Attributes:
         r: tokens to merge in each block: a number, a share of the image's patches below 1 (at least one token unless it
