@@ -7,6 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tokcomp.measure.roofline import layer_parameters
+from tokcomp.measure.shape import named_shape
+
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 Rows = list[dict[str, Any]]
 
@@ -15,7 +18,7 @@ def tables() -> dict[str, Callable[[], str]]:
     """What stands for the marks ``speed-cpu-…`` and ``speed-gpu-…`` of the page."""
     makers = {
         "machine": machine, "prefill": prefill, "published": published, "answers": answers, "decode": decode,
-        "memory": memory, "growth": growth, "short": short, "ceilings": ceilings,
+        "memory": memory, "growth": growth, "short": short, "ceilings": ceilings, "least": least,
     }  # fmt: skip
     return {
         f"speed-{device}-{name}": lambda device=device, make=make: _made(device, make)
@@ -74,6 +77,29 @@ def ceilings(record: dict[str, Any]) -> str:
     if dense:
         lines += f" The dense prefills below reach {min(dense):.3g} to {max(dense):.3g} TFLOP/s."
     return lines
+
+
+def least(record: dict[str, Any]) -> str:
+    """The roofline of `tokcomp flops`, at the rates measured in this run, beside the measured times."""
+    rates = _rows(record, "ceilings")
+    if not rates:
+        return ""
+    width = 2 if "bfloat16" in rates[0]["dtype"] else 4
+    body = []
+    for row in _rows(record, "prefill"):
+        if row["side"] == "dense":
+            bound = 1e3 * row["flops"] / rates[0]["flops_per_s"]
+            body.append([f"prefill, {row['shape']}, batch {row['batch']}", f"{bound:.2f}", f"{row['ms']:.2f}",
+                         _percent(bound / row["ms"])])  # fmt: skip
+    for row in _rows(record, "answer"):
+        if row["side"] == "dense" and row["shape"].startswith(("llava-1.5-7b", "llava-next-7b")):
+            shape = named_shape("llava-1.5-7b")
+            weights = width * (shape.layers * layer_parameters(shape) + shape.hidden * shape.vocab)
+            bound = 1e3 * (weights + row["kv_bytes"]) / rates[0]["bytes_per_s"]
+            body.append([f"further token, {row['shape']}, batch {row['batch']}", f"{bound:.2f}", f"{row['decode_ms']:.2f}",
+                         _percent(bound / row["decode_ms"])])  # fmt: skip
+    head = ["dense model", "least, ms", "measured, ms", "least of measured"]
+    return "\n".join(_table(head, body)) if body else ""
 
 
 def prefill(record: dict[str, Any]) -> str:

@@ -151,3 +151,19 @@ def test_a_cache_policy_attaches_to_a_plain_language_model() -> None:
     with Pipeline(cache=None).attach(model):
         dense = generate(model, input_ids=ids)
     assert torch.equal(dense.sequences, generate(model, input_ids=ids).sequences)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch.compile imports parts of torch that warn
+@pytest.mark.parametrize("part", ["whole", "in place", "a layer"])
+def test_a_compiled_model_is_refused(part: str) -> None:
+    model = llava()
+    given = model
+    if part == "whole":
+        given = torch.compile(model, backend="eager")
+    elif part == "in place":
+        model.compile()
+    else:
+        model.model.language_model.layers[3].compile()
+    with pytest.raises(UnsupportedError, match="was compiled"), Pipeline(cache="h2o").attach(given):
+        pass
+    assert not model._forward_pre_hooks

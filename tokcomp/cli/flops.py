@@ -4,6 +4,7 @@
   tokcomp flops model=llava-1.5-7b vision=tome prefill=fastv text_tokens=40 new_tokens=100
   tokcomp flops model=checkpoint model.path=/data/my-llava preset=fastv
   tokcomp flops preset=mustdrop-64 assume.vision=315
+  tokcomp flops preset=fastv new_tokens=128 batch=4 dtype=bfloat16 device_spec=h200
 
 A multiply-add is 2 FLOPs. Where a strategy's counts depend on the image, the published number is assumed, or what you
 give with assume.vision, assume.prefill, assume.cache; every assumption is printed."""

@@ -16,6 +16,7 @@ from tokcomp.experiment.messages import explain_settings
 from tokcomp.measure.conventions import Reduction, reductions
 from tokcomp.measure.flops import FlopCount, count
 from tokcomp.measure.kv import KVBytes, kv_bytes
+from tokcomp.measure.roofline import LeastTime, device_spec, least_time
 from tokcomp.measure.schedule import Expected, expected_workload
 from tokcomp.measure.shape import ModelShape
 from tokcomp.measure.workload import Workload
@@ -42,6 +43,8 @@ class PredictionConfig(Section):
         images, text_tokens, text_before, new_tokens: the prompt and its answer.
         logits: rows that the head computes in the prefill: all of them (``forward``), or the last (``generate``).
         dtype: number format of the cache.
+        device_spec: a device whose least times are told: a name, or its FLOP/s and bytes/s.
+        batch: samples that share each reading of the weights; matters for the least times only.
         assume: counts for strategies that depend on the image.
     """
 
@@ -56,6 +59,8 @@ class PredictionConfig(Section):
     new_tokens: int = Field(default=1, ge=1)
     logits: Literal["all", "last"] = "all"
     dtype: Literal["float32", "float16", "bfloat16"] = "float16"
+    device_spec: str | None = None
+    batch: int = Field(default=1, ge=1)
     assume: Assume = Assume()
 
     @classmethod
@@ -85,6 +90,7 @@ class Prediction:
         dense, compressed: FLOPs by part.
         dense_tokens, compressed_tokens: tokens by layer.
         dense_cache, compressed_cache: bytes of the cache after the prefill.
+        dense_time, compressed_time: the least times on ``device_spec``; None without one.
         reductions: the share that is saved, by each published way of counting.
         assumptions: one sentence for every number that does not follow from the strategies' fields.
     """
@@ -96,6 +102,8 @@ class Prediction:
     compressed_tokens: Expected
     dense_cache: KVBytes
     compressed_cache: KVBytes
+    dense_time: LeastTime | None
+    compressed_time: LeastTime | None
     reductions: tuple[Reduction, ...]
     assumptions: tuple[str, ...]
 
@@ -115,14 +123,17 @@ def predict(config: PredictionConfig) -> Prediction:
     given = {stage: tokens for stage, tokens in config.assume.model_dump().items() if tokens is not None}
     compressed = _expected(config, shape, pipeline, given)
     works = _with_logits(config, dense), _with_logits(config, compressed)
+    counts = count(shape, works[0]), count(shape, works[1])
     return Prediction(
         config=config,
-        dense=count(shape, works[0]),
-        compressed=count(shape, works[1]),
+        dense=counts[0],
+        compressed=counts[1],
         dense_tokens=dense,
         compressed_tokens=compressed,
         dense_cache=_cache(config, shape, dense),
         compressed_cache=_cache(config, shape, compressed),
+        dense_time=_least_time(config, shape, counts[0], dense),
+        compressed_time=_least_time(config, shape, counts[1], compressed),
         reductions=reductions(shape, *works) if pipeline != Pipeline() else (),
         assumptions=(*_assumed_image(config), *compressed.assumptions),
     )
@@ -167,6 +178,14 @@ def _with_logits(config: PredictionConfig, expected: Expected) -> Workload:
     """All rows are those that leave the last layer."""
     work = expected.workload
     return work if config.logits == "last" else replace(work, logits_rows=config.text_tokens + expected.leaving[-1])
+
+
+def _least_time(config: PredictionConfig, shape: ModelShape, flops: FlopCount, expected: Expected) -> LeastTime | None:
+    if config.device_spec is None:
+        return None
+    dtype: torch.dtype = getattr(torch, config.dtype)
+    return least_time(shape, flops, expected.cache_lengths, device_spec(config.device_spec), new_tokens=config.new_tokens,
+                      batch=config.batch, bytes_per_number=dtype.itemsize)  # fmt: skip
 
 
 def _cache(config: PredictionConfig, shape: ModelShape, expected: Expected) -> KVBytes:

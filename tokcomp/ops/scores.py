@@ -19,7 +19,7 @@ __all__ = ["attention_rows", "column_sums"]
 _HIDDEN = torch.finfo(torch.float32).min
 _MAP_SHARE = 1 / 32
 _FLOOR_BYTES = 2**20
-_WIDENING_PRODUCT = TorchVersion(torch.__version__) >= (2, 8)  # bmm(half, half) -> float32
+_WIDENING_PRODUCT = TorchVersion(torch.__version__) >= TorchVersion("2.8")  # bmm(half, half) -> float32
 _ROWS = (16, 128)  # the fewest rows of a piece, and as many as make its matrix product efficient
 
 

@@ -32,8 +32,21 @@ def cost_table(prediction: Prediction) -> Table:
             table.add_row(f"TFLOPs: {part}", *row, end_section=part == "selection")
     caches = prediction.dense_cache.total, prediction.compressed_cache.total
     table.add_row(f"KV cache ({config.dtype})", bytes_text(caches[0]), bytes_text(caches[1]), _saved(*caches))
+    _add_times(table, prediction)
     _add_tokens(table, prediction)
     return table
+
+
+def _add_times(table: Table, prediction: Prediction) -> None:
+    before, after, config = prediction.dense_time, prediction.compressed_time, prediction.config
+    if before is None or after is None:
+        return
+    times = [("prefill", before.prefill, after.prefill)]
+    if before.decode is not None and after.decode is not None:
+        times.append(("each further token", before.decode, after.decode))
+    for name, dense, compressed in times:
+        label = f"least time, {name} ({config.device_spec}, batch {config.batch})"
+        table.add_row(label, f"{1e3 * dense:.3f} ms", f"{1e3 * compressed:.3f} ms", _saved(dense, compressed))
 
 
 def _saved(dense: float, compressed: float) -> str:

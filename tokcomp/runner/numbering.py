@@ -65,7 +65,8 @@ class Numbering:
             if valid is not None:
                 slots = (valid.long().cumsum(dim=-1) - 1).clamp(min=0)
             slots = slots + start
-            found = shared["turns", layer.kin] = slots, slots - gather_entries(before, keep.clamp(min=0)), {}
+            turned: dict[int, tuple[Tensor, Tensor]] = {}  # by table of frequencies
+            found = shared["turns", layer.kin] = slots, slots - gather_entries(before, keep.clamp(min=0)), turned
         layer.phase, moved, rotations = found
         freq = self.decoder.inv_freq(layer.number)
         if freq is not None:

@@ -36,6 +36,7 @@ class Session:
 
     def __enter__(self) -> Trace:
         vision, prefill, cache = self.strategies
+        _refuse_compiled(self.model)
         adapter = find_adapter(self.model)
         if adapter.decoder.module in _ATTACHED:
             raise UnsupportedError("a pipeline is attached to this model already: leave its `with` block first")
@@ -77,3 +78,16 @@ class Session:
             self._hooks.close()
             self._hooks = None
             _ATTACHED.discard(self._decoder)
+
+
+def _refuse_compiled(model: nn.Module) -> None:
+    """Raise for ``torch.compile(model)`` and for a model one of whose modules was compiled in place."""
+    compiled = [
+        name or type(model).__name__ for name, module in model.named_modules() if module._compiled_call_impl is not None
+    ]
+    if hasattr(model, "_orig_mod") or compiled:
+        which = type(getattr(model, "_orig_mod", model)).__name__ if not compiled else compiled[0]
+        raise UnsupportedError(
+            f"{which} was compiled (torch.compile), and compression changes the lengths from layer to layer and from prompt to "
+            "prompt, so that every call would compile anew: attach to the model as it was before torch.compile"
+        )
