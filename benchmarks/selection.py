@@ -1,15 +1,16 @@
 """What each vision strategy's own selection costs, beside the prefill that it shortens.
 
-    python -m benchmarks.selection [--keep 64] [--repeats 3] [--out benchmarks/results/selection.json]
+    python -m benchmarks.selection [--keep 64] [--repeats 3] [--only divprune cdpruner] [--out selection.json]
 
-A random LLaVA of 576 image tokens, tower and decoder 1024 wide, batch 1, on the CPU. Selection is the strategy's decision and
-the attention scores that only it looks at; both sides are counted in processor seconds, so that other work on the machine does
-not matter. The prefill is the dense one.
+A random LLaVA of 576 image tokens, tower and decoder 1024 wide, batch 1, on the CPU. Selection is the strategy's decisions and
+the scores that only it looks at; both sides are counted in processor seconds, so that other work on the machine matters little.
+The prefill beside it is the dense one; the strategies run in front of a decoder of one layer, which costs them nothing.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import statistics
@@ -24,8 +25,10 @@ from unittest.mock import patch
 
 import torch
 
-from benchmarks.prefill import IMAGE, build
+from benchmarks.shapes import Shape, build, prompt
 from tokcomp import VISION, Pipeline
+
+SHAPE = Shape("1024 wide", 1024, 2816, 16, 16, 16, 1000, 1024, 6)
 
 FIELDS: dict[str, dict[str, Any]] = {
     "mustdrop": {"threshold": 0.02},
@@ -76,33 +79,32 @@ def measured(model: Any, inputs: dict[str, Any], pipeline: Pipeline) -> tuple[fl
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--layers", type=int, default=16)
-    parser.add_argument("--keep", type=int, default=64)
+    parser.add_argument("--keep", type=int, default=64, help="tokens that are kept, where a strategy takes a number")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
-    parser.add_argument("--only", nargs="*", default=list(VISION), help="strategies to measure")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "selection.json")
+    parser.add_argument("--only", nargs="+", default=list(VISION), help="strategies to measure")
+    parser.add_argument("--out", type=Path, help="where to write the figures as JSON")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    model = build(options.layers, 1024, 8, 1024)
-    text = torch.randint(0, IMAGE, (64,), generator=torch.Generator().manual_seed(0))
-    ids = torch.cat([text[:32], torch.full((576,), IMAGE), text[32:]])[None]
-    inputs = {"input_ids": ids, "pixel_values": torch.randn(1, 3, 336, 336), "use_cache": True}
-    dense = statistics.median(measured(model, inputs, Pipeline())[0] for _ in range(options.repeats))
+    inputs = prompt(SHAPE, 1, 64, "cpu", torch.float32)
+    model = build(SHAPE, "cpu", torch.float32)
+    dense = statistics.median(measured(model, inputs, Pipeline())[0] for _ in range(2))
+    model = build(dataclasses.replace(SHAPE, layers=1), "cpu", torch.float32)
     rows = []
     for name in options.only:
-        cls = VISION[name]
-        fields: dict[str, Any] = {"keep_tokens": options.keep} if "keep_tokens" in cls.model_fields else {}
+        fields: dict[str, Any] = {"keep_tokens": options.keep} if "keep_tokens" in VISION[name].model_fields else {}
         fields = {key: value for key, value in {**fields, **FIELDS.get(name, {})}.items() if value is not None}
-        spent = [measured(model, inputs, Pipeline(vision={"name": name, **fields})) for _ in range(options.repeats)]
-        seconds = statistics.median(selection for _, selection in spent)
+        pipeline = Pipeline(vision={"name": name, **fields})
+        seconds = statistics.median(measured(model, inputs, pipeline)[1] for _ in range(options.repeats))
         row = {"strategy": name, "fields": fields, "selection_ms": round(1e3 * seconds, 2),
                "share_of_dense": round(seconds / dense, 4)}  # fmt: skip
         rows.append(row)
         sys.stderr.write(f"{name:15s} {row['selection_ms']:8.2f} ms  {100 * row['share_of_dense']:.2f} %\n")
-    result = {"dense_ms": round(1e3 * dense, 1), "layers": options.layers, "threads": options.threads, "keep": options.keep,
+    result = {"dense_ms": round(1e3 * dense, 1), "shape": dataclasses.asdict(SHAPE), "threads": options.threads,
               "torch": torch.__version__, "rows": rows}  # fmt: skip
-    options.out.write_text(json.dumps(result, indent=2) + "\n")
+    sys.stderr.write(f"dense prefill   {result['dense_ms']:8.2f} ms\n")
+    if options.out:
+        options.out.write_text(json.dumps(result, indent=2) + "\n")
     return 0
 
 

@@ -111,6 +111,8 @@ def strategy_page(stage: str, name: str, cls: type[Strategy], pictures: Path) ->
 
 def needs(cls: type[Strategy]) -> str:
     """The signals that a strategy reads, beyond the tokens."""
+    if cls.signals is not Strategy.signals:
+        return "what its steps need"
     return ", ".join(f"`{signal.value}`" for signal in sorted(cls.needs)) or "nothing beyond the tokens"
 
 

@@ -12,6 +12,7 @@ import types
 from typing import Any, Literal, Union, get_args, get_origin
 
 from tokcomp.errors import ConfigurationError
+from tokcomp.stages import Strategy
 from tokcomp.types import Signal
 
 __all__ = ["add_arguments", "execute"]
@@ -39,7 +40,9 @@ def execute(options: argparse.Namespace) -> int:
     console.print(prose(strategy.__doc__ or ""), highlight=False, markup=False)
     console.print(_fields(strategy))
     console.print(f"paper: {strategy.paper or '-'}", highlight=False, markup=False)
-    console.print(f"needs: {', '.join(sorted(strategy.needs)) or 'nothing beyond the tokens'}", highlight=False)
+    needs = ", ".join(sorted(strategy.needs)) or "nothing beyond the tokens"
+    wraps = strategy.signals is not Strategy.signals
+    console.print(f"needs: {'what its steps need' if wraps else needs}", highlight=False)
     if told := without_cls(strategy):
         console.print(f"without a CLS token: {told}", highlight=False)
     return 0

@@ -121,10 +121,13 @@ def _one_round(similarity: Tensor, items: Tensor, length: Tensor, leaving: Tenso
     evens, odds = items[:, ::2], items[:, 1::2]
     place = torch.arange(items.shape[1], device=items.device).expand_as(items)
     in_evens, in_odds = place[:, ::2] < length, place[:, 1::2] < length
-    rows = similarity.gather(1, evens[..., None].expand(-1, -1, similarity.shape[-1]))
-    near = rows.gather(2, odds[:, None].expand(-1, evens.shape[1], -1))  # (b, |E|, |F|)
-    # A token without any counterpart resembles nobody.
-    near = torch.nn.functional.pad(near.masked_fill(~in_odds[:, None], -2.0), (0, 1), value=-2.0).amax(dim=-1)
+    b, n, _ = similarity.shape
+    others = torch.ones(b, n + 1, dtype=torch.bool, device=items.device)
+    others = others.scatter(1, odds.where(in_odds, n), False)[:, :n]  # not in F
+    # Whole rows, F found by a mask: many times faster than picking columns. Without any counterpart a token resembles nobody.
+    at = (evens + n * torch.arange(b, device=items.device)[:, None]).flatten()
+    rows = similarity.reshape(b * n, n).index_select(0, at).view(b, -1, n)
+    near = rows.masked_fill_(others[:, None], -2.0).amax(dim=-1)  # (b, |E|)
     ranked = near.masked_fill(~in_evens, -torch.inf).sort(dim=1, descending=True, stable=True).indices
     of_evens = in_evens.sum(dim=1, keepdim=True)
     rank_evens = (place[:, : evens.shape[1]] - leaving).where(place[:, : evens.shape[1]] < of_evens, -1)

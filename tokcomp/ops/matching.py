@@ -111,9 +111,9 @@ def energy_matching(
     index = torch.arange(n, device=metric.device).expand(b, n)
     directions = unit(metric)
     similarity = directions @ directions.transpose(-1, -2)  # (b, n, n)
-    felt = similarity.where(similarity >= margin, alpha * ((similarity - margin).exp() - 1))
-    itself = torch.eye(n, dtype=torch.bool, device=metric.device)
-    energy = felt.masked_fill(itself | ~valid[:, None], 0.0).sum(dim=-1) / valid.sum(dim=1, keepdim=True)
+    felt = torch.where(similarity >= margin, similarity, (similarity - margin).expm1_().mul_(alpha))
+    felt.diagonal(dim1=-2, dim2=-1).zero_()
+    energy = (felt @ valid[..., None].float())[..., 0] / valid.sum(dim=1, keepdim=True)
     free = valid & ~locked
     # A stable sort makes the lower index win among equals, on every device.
     order = energy.masked_fill(~free, -torch.inf).sort(dim=1, descending=True, stable=True).indices
