@@ -7,6 +7,7 @@ import difflib
 __all__ = [
     "CompatibilityError",
     "ConfigurationError",
+    "DiscoveryWarning",
     "FeatureError",
     "PluginError",
     "PluginWarning",
@@ -51,6 +52,10 @@ class FeatureError(TokcompError, ValueError):
 
 class PluginError(TokcompError, TypeError):
     """A class that cannot be registered as a strategy."""
+
+
+class DiscoveryWarning(UserWarning):
+    """The parts of a model that no adapter knows were found by their names."""
 
 
 class PluginWarning(UserWarning):

@@ -206,18 +206,21 @@ def register_adapter(*class_names: str) -> Callable[[AdapterBuilder], AdapterBui
 
 
 def find_adapter(model: nn.Module) -> Adapter:
-    """The adapter of ``model``.
+    """The adapter of ``model``: its family's, or one of parts that are found by their names (with a
+    :class:`~tokcomp.errors.DiscoveryWarning`).
 
     Raises:
         UnsupportedError: no family fits; the message names the class, the known families and the way out.
     """
-    from tokcomp.models import causal
+    from tokcomp.models import causal, discovery
 
     for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
         importlib.import_module(f"{__package__}.{module.name}")  # importing registers
     for base in type(model).__mro__:
         if base.__name__ in _BUILDERS:
             return _BUILDERS[base.__name__](model)
+    if discovery.looks_multimodal(model):
+        return discovery.discover(model)
     if causal.looks_causal(model):
         return causal.build(model)
     raise UnsupportedError(

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokcomp.errors import UnsupportedError
 from tokcomp.models.adapter import Tower
 from tokcomp.ops.merging import apply_selection
 from tokcomp.ops.received import received_attention, unsplit
@@ -128,7 +129,13 @@ class Encoding:
         if self.segments is not None:
             return self.segments.to_table(features)
         if not self.tower.packed:
-            return features.reshape(images.n_rows, -1, features.shape[-1])
+            rows = features.reshape(images.n_rows, -1, features.shape[-1])
+            if rows.shape[1] != images.origin.shape[1]:
+                raise UnsupportedError(
+                    f"the vision tower hands on {rows.shape[1]} tokens per image, but its adapter expects "
+                    f"{images.origin.shape[1]}: the adapter's layout does not fit this model"
+                )
+            return rows
         return images.in_rows(features, images.counts().tolist() if images.touched else images.units)
 
     def folded(self, rows: Tensor, like: Tensor) -> Tensor:
