@@ -11,6 +11,9 @@ from transformers import (
     AyaVisionConfig,
     AyaVisionForConditionalGeneration,
     CLIPVisionConfig,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    GemmaConfig,
     Idefics3Config,
     Idefics3ForConditionalGeneration,
     InternVLConfig,
@@ -27,6 +30,8 @@ from transformers import (
     Mistral3Config,
     Mistral3ForConditionalGeneration,
     MistralConfig,
+    PaliGemmaConfig,
+    PaliGemmaForConditionalGeneration,
     SmolVLMConfig,
     SmolVLMForConditionalGeneration,
     VipLlavaConfig,
@@ -109,6 +114,40 @@ def aya_vision(attention: str) -> Any:
     vision = {"model_type": "siglip_vision_model", **TOWER, "image_size": WIDE, "patch_size": PATCH}
     config = AyaVisionConfig(vision_config=vision, text_config=text_config(), image_token_index=IMAGE)
     return ready(config, AyaVisionForConditionalGeneration, attention)
+
+
+SMALL_TEXT = {"vocab_size": 200, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 5, "num_attention_heads": 4,
+              "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 512, "bos_token_id": 1, "eos_token_id": 2,
+              "pad_token_id": 0}  # fmt: skip
+
+
+def typed(sample: Sample, *, prefix: bool = False) -> Sample:
+    """With the types by which the model lets tokens see each other: those of an image, or all of the prompt."""
+    ids = sample["input_ids"]
+    return {**sample, "token_type_ids": torch.zeros_like(ids) if prefix else (ids == IMAGE).long()}
+
+
+@family("gemma3", lambda images, seed: typed(wide(images, seed)))
+def gemma3(attention: str) -> Any:
+    vision = {**TOWER, "image_size": WIDE, "patch_size": PATCH}
+    kinds = ["sliding_attention", "full_attention"] * 2 + ["full_attention"]
+    text = {**SMALL_TEXT, "sliding_window": 64, "query_pre_attn_scalar": 8, "layer_types": kinds}
+    config = Gemma3Config(vision_config=vision, text_config=text, mm_tokens_per_image=16, image_token_index=IMAGE)
+    return ready(config, Gemma3ForConditionalGeneration, attention)
+
+
+@family("paligemma", lambda images, seed: typed(plain(images, seed), prefix=True))
+def paligemma(attention: str) -> Any:
+    vision = {
+        "model_type": "siglip_vision_model",
+        **TOWER,
+        "image_size": SIDE,
+        "patch_size": PATCH,
+        "projection_dim": 32,
+    }
+    config = PaliGemmaConfig(vision_config=vision, text_config=GemmaConfig(**SMALL_TEXT), image_token_index=IMAGE,
+                             projection_dim=32, hidden_size=32)  # fmt: skip
+    return ready(config, PaliGemmaForConditionalGeneration, attention)
 
 
 # -- images within samples -------------------------------------------------------------------------------------------

@@ -23,6 +23,10 @@ def dense_inputs(model: Any, sample: dict[str, Any]) -> tuple[dict[str, Any], li
     masks: list[Any] = []
     handles = [decoder.module.register_forward_pre_hook(
         lambda module, args, kwargs: given.update(by_name(module, args, kwargs)), with_kwargs=True)]  # fmt: skip
+    first = decoder.layers[0].register_forward_pre_hook(
+        lambda module, args, kwargs: given.update(first=args[0] if args else kwargs["hidden_states"]), with_kwargs=True
+    )
+    handles.append(first)
     for layer in decoder.layers:
         handles.append(layer.register_forward_pre_hook(
             lambda module, args, kwargs: masks.append(kwargs.get("attention_mask")), with_kwargs=True))  # fmt: skip
@@ -47,10 +51,10 @@ def placeholders(adapter: Adapter, ids: Tensor) -> Tensor:
     return torch.isin(ids[0], tokens).nonzero()[:, 0]
 
 
-def numbered_anew(position: Tensor, before: Tensor, after: Tensor) -> Tensor:
+def numbered_anew(position: Tensor, before: Tensor, after: Tensor, first: int) -> Tensor:
     """Plain numbers 0, 1, 2..., or planes ``[p, l]`` in which values that no token has any more are closed up."""
     if position.dim() == 1:
-        return (after.long().cumsum(0) - 1).clamp(min=0)
+        return (after.long().cumsum(0) - 1).clamp(min=0) + first
     gone = set(position[:, before].flatten().tolist()) - set(position[:, after].flatten().tolist())
     return torch.tensor(
         [[value - sum(other < value for other in gone) for value in plane] for plane in position.tolist()]
@@ -62,7 +66,7 @@ def masked(model: Any, sample: dict[str, Any], kept: Sequence[Tensor], pipeline:
     adapter = find_adapter(model)
     decoder, ids = adapter.decoder, sample["input_ids"]
     given, masks = dense_inputs(model, sample)
-    hidden, length = given["inputs_embeds"], ids.shape[1]
+    hidden, length = given["first"], ids.shape[1]
     columns = placeholders(adapter, ids)
     causal = torch.ones(length, length, dtype=torch.bool).tril()
     position = torch.arange(length) if given.get("position_ids") is None else given["position_ids"].squeeze(-2)
@@ -76,11 +80,11 @@ def masked(model: Any, sample: dict[str, Any], kept: Sequence[Tensor], pipeline:
         if numbered is None or not torch.equal(alive, numbered):
             stage = pipeline.vision if numbered is None else pipeline.prefill
             if stage is not None and stage.positions == "renumber" and not bool(alive.all()):
-                position = numbered_anew(position, last, alive)
+                position = numbered_anew(position, last, alive, decoder.first_position)
             numbered = last = alive
         seen = causal if mask is None else mask[0, 0] if mask.dtype == torch.bool else mask[0, 0] == 0
         visible = (seen & alive) | torch.eye(length, dtype=torch.bool)
-        rotary = decoder.rotary(hidden, position.unsqueeze(-2))
+        rotary = decoder.rotary(hidden, position.unsqueeze(-2), number)
         hidden = layer(hidden, attention_mask=visible[None, None], position_embeddings=rotary)
         hidden = hidden[0] if isinstance(hidden, tuple) else hidden
         if number < len(deep):

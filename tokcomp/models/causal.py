@@ -25,7 +25,7 @@ def looks_causal(model: nn.Module) -> bool:
     return hasattr(body, "layers") and hasattr(body, "rotary_emb") and hasattr(body, "embed_tokens")
 
 
-def decoder_of(body: Any, *, first_position: int = 0) -> Decoder:
+def decoder_of(body: Any, *, first_position: int = 0, prefix: bool = False) -> Decoder:
     """The decoder of a language-model body with ``layers``, ``rotary_emb`` and ``layers[i].self_attn``.
 
     Raises:
@@ -33,7 +33,7 @@ def decoder_of(body: Any, *, first_position: int = 0) -> Decoder:
     """
     _refuse_without_parts(body)
     config, attentions = body.config, tuple(layer.self_attn for layer in body.layers)
-    kinds = _kinds(body)
+    kinds = _kinds(body, prefix=prefix)
     tables = kinds if "layer_type" in inspect.signature(body.rotary_emb.forward).parameters else ()
     window: int | None = getattr(config, "sliding_window", None)
 
@@ -85,7 +85,7 @@ def _refuse_without_parts(body: Any) -> None:
         )
 
 
-def _kinds(body: Any) -> tuple[str, ...]:
+def _kinds(body: Any, *, prefix: bool) -> tuple[str, ...]:
     """How each layer attends: ``full_attention`` or ``sliding_attention``.
 
     Raises:
@@ -102,7 +102,10 @@ def _kinds(body: Any) -> tuple[str, ...]:
         )
     if getattr(config, "num_kv_shared_layers", 0) or "reuse" in (getattr(config, "kv_sharing_modes", None) or ()):
         raise UnsupportedError(f"{who} has layers that share the cache of another layer, which is not supported")
-    if getattr(config, "use_bidirectional_attention", False) is True or getattr(config, "is_causal", True) is False:
+    # Who attends in both directions within a prefix tells so in its adapter's ``blocks``.
+    if (getattr(config, "use_bidirectional_attention", False) is True and not prefix) or getattr(
+        config, "is_causal", True
+    ) is False:
         raise UnsupportedError(f"{who} attends in both directions; tokcomp supports causal language models")
     return tuple(kinds[:depth])
 

@@ -3,9 +3,12 @@ PaliGemma, which does not."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from tokcomp.models.adapter import Adapter, Modality, Tower, register_adapter
 from tokcomp.models.causal import decoder_of
@@ -47,22 +50,39 @@ def build_gemma3(model: nn.Module) -> Adapter:
     body = body_of(model)
     projector = body.multi_modal_projector
     tower = clip_tower(body.vision_tower, projector.mm_soft_emb_norm, -1, exit=projector, fold=projector.kernel_size)
-    return _adapter(model, "gemma3", body, body.language_model, tower)
+    return replace(_adapter(model, "gemma3", body, body.language_model, tower), blocks=_images)
 
 
 @register_adapter("PaliGemmaForConditionalGeneration", "PaliGemmaModel")
 def build_paligemma(model: nn.Module) -> Adapter:
     """Adapter of ``PaliGemmaForConditionalGeneration`` (arXiv 2407.07726, 2412.03555)."""
     body = body_of(model)
-    return _adapter(model, "paligemma", body, body.language_model,
-                    clip_tower(body.vision_tower, body.multi_modal_projector, -1))  # fmt: skip
+    tower = clip_tower(body.vision_tower, body.multi_modal_projector, -1)
+    adapter = _adapter(model, "paligemma", body, body.language_model, tower, first_position=1, prefix=True)
+    return replace(adapter, blocks=_prefix, blocks_pass_window=True)
 
 
-def _adapter(model: nn.Module, family: str, body: Any, decoder: Any, tower: Tower) -> Adapter:
+def _images(given: Mapping[str, Any]) -> Tensor | None:
+    """Each image's tokens see each other in both directions."""
+    types = given.get("token_type_ids")
+    if types is None:
+        return None
+    image = types == 1
+    first = image & ~nn.functional.pad(image, (1, 0))[:, :-1]
+    return (first.long().cumsum(dim=1) - 1).where(image, -1)
+
+
+def _prefix(given: Mapping[str, Any]) -> Tensor | None:
+    """The prompt, image and text, sees itself in both directions; what is to be answered does not."""
+    types = given.get("token_type_ids")
+    return None if types is None else torch.zeros_like(types).where(types == 0, -1)
+
+
+def _adapter(model: nn.Module, family: str, body: Any, decoder: Any, tower: Tower, **of_decoder: Any) -> Adapter:
     return Adapter(
         family=family,
         model=model,
-        decoder=decoder_of(decoder),
+        decoder=decoder_of(decoder, **of_decoder),
         tower=tower,
         multimodal=body,
         modalities=(Modality("image", body.config.image_token_id, "get_image_features"),),
