@@ -240,3 +240,22 @@ def test_proportional_attention_needs_a_mask() -> None:
     made.model.visual.config._attn_implementation = "flash_attention_2"
     with pytest.raises(CompatibilityError, match="proportional_attention to false"), Pipeline("tome").attach(made):
         pass
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_flow_and_half_precision_runs(family: str) -> None:
+    made = model(family).train()
+    inputs = samples(family)[1]
+    with Pipeline("tome", {"name": "fastv", "keep_ratio": 0.5}).attach(made):
+        out = made(**inputs, labels=inputs["input_ids"].masked_fill(inputs["mm_token_type_ids"] > 0, -100))
+        out.loss.backward()
+    first = made.model.visual.blocks[0].attn.qkv.weight.grad
+    assert first is not None
+    assert bool(first.isfinite().all())
+    assert bool(first.any())
+    half = model(family).to(torch.bfloat16)
+    inputs["pixel_values"] = inputs["pixel_values"].to(torch.bfloat16)
+    with FULL.attach(half) as trace:
+        logits = generate(half, 2, **inputs).logits
+    assert bool(logits[1].isfinite().all())
+    assert trace.last.after_vision[0] < 16
