@@ -1,8 +1,8 @@
 """Compares cache policies on long answers at equal bytes: what a step reads, averaged over the steps of an answer.
 
-    python docs/long_answers.py                                    # all policies at 45 and 35 % of the dense bytes
+    python docs/long_answers.py                                    # all policies at 45 and 40 % of the dense bytes
     python docs/long_answers.py --benchmark scenes-hard --samples 120
-    python docs/long_answers.py --only output_aware tova --shares 35
+    python docs/long_answers.py --only output_aware tova --shares 40
 
 A policy that acts in decoding holds more at first and less later than one that acts once; comparing what they hold after the
 prefill would say nothing. Each policy's number of entries follows from the length of the prompts and of the dense answers;
@@ -28,7 +28,7 @@ from tokcomp.experiment.load import load_model
 from tokcomp.pipeline import Pipeline
 
 RESULTS = Path(__file__).resolve().parent / "results" / "long_answers"
-SHARES = (45, 35)
+SHARES = (45, 40)
 
 Rule = Callable[[int, int], dict[str, Any]]
 """From the entries of a constant cache, and the vision entries left by a cut after the first step, to a policy."""
@@ -91,7 +91,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="*", default=list(LINES), help="policies, by the names of the table's lines")
     parser.add_argument("--results", type=Path, default=RESULTS, help="where the records go")
     options = parser.parse_args()
-    kinds = "describe" if options.benchmark != "scenes" else "list_digits,list_colours,describe"
+    kinds = "describe_rows,describe_columns" if options.benchmark != "scenes" else "list_digits,list_colours,describe"
     shared = ["experiment=long_answers", "cache=none", f"benchmark={options.benchmark}", f"benchmark.kinds=[{kinds}]",
               f"benchmark.samples={options.samples}"]  # fmt: skip
     config = RunConfig.resolve(compose(shared))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import comparison
 import depth
+import long_answers
 import performance
 import tables
 from mkdocs.config.defaults import MkDocsConfig
@@ -33,6 +34,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         "budgets": lambda: tables.budgets(entries),
         "inside": lambda: tables.inside(entries),
         "library": lambda: comparison.library(Path(config.docs_dir) / "results" / "library"),
+        "long-answers": lambda: long_answers.table(Path(config.docs_dir) / "results" / "long_answers"),
         "details": lambda: tables.details(entries),
         "flops": flops,
         "conventions": conventions,
