@@ -59,8 +59,9 @@ def all_cells() -> list[Cell]:
 def _priority(cell: Cell) -> int:
     if cell.table == "baseline":
         return 0
-    controls = cell.strategy in ("random", "uniform", "oracle", "fastv", "fastervlm", "h2o", "snapkv")
-    return (1 if controls and cell.where in (36, 0.25, 5, 8) else 2 if controls else 3) + (cell.where in (18, 72))
+    telling = cell.strategy in ("random", "oracle", "fastv", "fastervlm", "h2o", "snapkv")
+    first = cell.where in {"vision": (36,), "layer": (5, 7), "cache": (0.25,), "step": (2, 8)}.get(cell.table, ())
+    return 1 if first and (telling or cell.strategy == "all leave") else 2 if first else 3 + (not telling)
 
 
 def _baselines() -> Iterator[Cell]:

@@ -40,7 +40,8 @@ def _grid(cells: list[dict[str, Any]], rows: list[str], columns: list[float], co
     lines = [f"| {corner} | {' | '.join(map(head, columns))} |", "|---|" + "---:|" * len(columns)]
     for row in rows:
         lines.append(f"| {row} | {' | '.join(told.get((row, column), '') for column in columns)} |")
-    return "\n".join(lines)
+    asked = sorted({cell["samples"] for cell in cells})
+    return "\n".join([*lines, "", f"{' or '.join(map(str, asked))} questions a figure; a gap was not run."])
 
 
 def _ranked(cells: list[dict[str, Any]], where: float) -> list[str]:

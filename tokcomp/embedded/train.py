@@ -116,11 +116,14 @@ def train_hard(options: argparse.Namespace) -> None:
         stage = recipe.build_stage(name, options.out, schedules, machine)
         # Only the last stage may be cut off; nothing can follow an unfinished one.
         limit = until if name == recipe.STAGES[-1] else math.inf
-        Training(stage, options.out, workers=options.workers, save_every=options.save_every, until=limit).run()
+        training = Training(stage, options.out, workers=options.workers, save_every=options.save_every, until=limit)
+        training.run()
         if isinstance(stage, recipe.LanguageStage):
             command = "python -m tokcomp.embedded.train " + shlex.join(_without_out(options.words)) + " --out DIR"
             record = training_record(options.out, schedules, command)
             record["device"] = recipe.device_name(machine.device)
+            if training.step < schedules[name].steps:
+                record["stopped_at"] = training.step
             logs = [options.out / f"{name}.jsonl" for name in recipe.STAGES]
             recipe.export(stage.model, options.out / "weights", record, logs)
 
@@ -151,7 +154,10 @@ def _parser() -> argparse.ArgumentParser:
     hard.add_argument("--save-every", type=int, default=0, help="steps between checkpoints; 0: with every log line")
     hard.add_argument("--seconds", type=_seconds, default={}, help="fit the steps to a time: vision=S,language=S")
     hard.add_argument(
-        "--deadline", type=float, default=0.0, help="cut the last stage off with a checkpoint at so many seconds"
+        "--deadline",
+        type=float,
+        default=0.0,
+        help="cut the last stage off with a checkpoint at so many seconds and write the weights as they are",
     )
     return parser
 

@@ -54,7 +54,10 @@ def _training(record: dict[str, Any]) -> str:
     for name, entry in record["stages"].items():
         schedule, loss = entry["schedule"], entry["last"]["loss"]
         lines.append(f"| {name} | {schedule['steps']} | {schedule['batch']} | {schedule['rate']:g} | {loss:.3f} |")
-    return f"`{record['command']}` on {record['device']}, torch {record['torch']}\n\n" + "\n".join(lines)
+    told = f"`{record['command']}` on {record['device']}, torch {record['torch']}"
+    if "stopped_at" in record:
+        told += f"; stopped at step {record['stopped_at']} of the last stage, whose checkpoint these weights are"
+    return f"{told}.\n\n" + "\n".join(lines)
 
 
 def _log(lines: list[dict[str, Any]], stage: str, names: dict[str, str]) -> str:

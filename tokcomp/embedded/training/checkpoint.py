@@ -43,7 +43,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     digest, body = data[len(_MAGIC) :][:_DIGEST_BYTES], data[len(_MAGIC) + _DIGEST_BYTES :]
     if hashlib.sha256(body).digest() != digest:
         raise CheckpointError(f"{path} is damaged (its checksum differs); delete it to start this stage anew")
-    content: dict[str, Any] = torch.load(io.BytesIO(body), weights_only=True)
+    content: dict[str, Any] = torch.load(io.BytesIO(body), weights_only=True, map_location="cpu")
     return content
 
 

@@ -166,6 +166,8 @@ class Training:
         last = min(stop_at or self.stage.schedule.steps, self.stage.schedule.steps)
         figures: dict[str, list[float | Tensor]] = defaultdict(list)
         started, first = time.monotonic(), self.step
+        if time.monotonic() > self.until:
+            return
         batches = step_batches(self.stage, first, last, self.workers)
         for batch in tqdm(batches, desc=self.stage.name, initial=first, total=last, mininterval=10):
             for name, value in self.descend(batch).items():
