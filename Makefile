@@ -1,6 +1,7 @@
 # Two commands do everything: `make demo` and `make test`. PYTHON and VENV choose another Python and another place.
 PYTHON ?= python3
 VENV ?= .venv
+OLDEST ?= .venv-oldest
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 OUT ?= outputs/demo
@@ -10,7 +11,7 @@ SAMPLES ?= 200
 export HF_HUB_OFFLINE := 1
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: demo env test test-fast lint format docs results library bench bench-gpu clean help
+.PHONY: support test-oldest demo env test test-fast lint format docs results library bench bench-gpu clean help
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.demo  ## the embedded model, dense and compressed in all three stages: a table, and a picture of what it kept
@@ -38,6 +39,15 @@ test: env  ## all tests, the long ones too
 test-fast: env  ## without the long ones
 	$(BIN)/python -m pytest -n 2 -m "not slow"
 
+test-oldest: $(OLDEST)/.dev  ## the tests that run models, on the oldest transformers that is supported
+	$(OLDEST)/bin/python -m pytest -n 2 tests/runner tests/models tests/contracts tests/examples
+
+$(OLDEST)/.dev: pyproject.toml
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check transformers==5.18.0 --editable ".[demo,checkpoints,test]"
+	@touch $@
+
 lint: env  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -46,6 +56,9 @@ lint: env  ## style and types
 format: env  ## repair what ruff can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+support: env  ## what works where: every family x strategy x way of use, for docs/support.md and `tokcomp list models`
+	$(BIN)/python -m tests.support.matrix
 
 docs: env  ## the site, strict, in site/
 	$(BIN)/mkdocs build --strict --quiet

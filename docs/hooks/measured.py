@@ -10,6 +10,7 @@ import comparison
 import depth
 import long_answers
 import performance
+import support
 import tables
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import Files
@@ -37,6 +38,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         "long-answers": lambda: long_answers.table(Path(config.docs_dir) / "results" / "long_answers"),
         "details": lambda: tables.details(entries),
         "flops": flops,
+        "support-families": support.families,
+        "support-strategies": support.strategies,
         "conventions": conventions,
         **depth.TABLES,
         **performance.tables(),

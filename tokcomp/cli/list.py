@@ -3,7 +3,8 @@
 examples:
   tokcomp list
   tokcomp list vision
-  tokcomp list preset"""
+  tokcomp list preset
+  tokcomp list models    # the families that were tested, and with how many strategies"""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from tokcomp.errors import ConfigurationError, suggest
 __all__ = ["GROUPS", "add_arguments", "execute"]
 
 STAGES = ("vision", "prefill", "cache")
-GROUPS = (*STAGES, "preset", "model", "benchmark", "experiment")
+GROUPS = (*STAGES, "models", "preset", "model", "benchmark", "experiment")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,7 +31,10 @@ def execute(options: argparse.Namespace) -> int:
         )
     console = Console()
     for group in STAGES if options.group is None else (options.group,):
-        console.print(_strategies(group) if group in STAGES else _options(group))
+        console.print(_families() if group == "models" else _strategies(group) if group in STAGES else _options(group))
+    if options.group == "models":
+        console.print("A cell: with how many strategies of how many a way of use works; docs/support.md says which, and why not.",
+                      highlight=False)  # fmt: skip
     if options.group is None:
         console.print(
             "`tokcomp show STAGE/NAME` tells more of one; `tokcomp list preset` names ready-made mixes.",
@@ -51,6 +55,22 @@ def _strategies(stage: str) -> object:
         summary = (strategy.__doc__ or "").strip().partition("\n")[0]
         table.add_row(name, summary, ", ".join(sorted(strategy.needs)) or "-", strategy.paper or "-")
     table.add_row("none", "The stage passes everything through.", "-", "-")
+    return table
+
+
+def _families() -> object:
+    from rich.table import Table
+
+    from tokcomp.models.support import matrix, overview
+
+    table = Table(title="tested families", title_justify="left")
+    table.add_column("family")
+    table.add_column("class", overflow="fold")
+    for way in matrix()["ways"]:
+        table.add_column(way, justify="right")
+    for name, cls, counts in overview():
+        cells = [f"{yes}/{total}" if total else "-" for yes, total in counts.values()]
+        table.add_row(name, cls, *cells)
     return table
 
 

@@ -1,0 +1,54 @@
+"""Markdown tables of the support matrix, from the file that its tests wrote."""
+
+from __future__ import annotations
+
+from tokcomp.models.support import matrix, overview
+
+STAGES = ("vision", "prefill", "cache")
+
+
+def families() -> str:
+    """What every family was tested with, and with how many strategies each way of use works."""
+    ways = matrix()["ways"]
+    lines = ["| family | class | tower | " + " | ".join(ways) + " |", "|---|---|---|" + "---:|" * len(ways)]
+    for name, cls, counts in overview():
+        cls_token = "CLS token" if matrix()["families"][name]["cls_token"] else "no CLS token"
+        cells = [f"{yes} of {total}" if total else "-" for yes, total in counts.values()]
+        lines.append(f"| `{name}` | `{cls}` | {cls_token} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def strategies() -> str:
+    """One table per stage: strategy by family; a cell tells the ways that work, or points to why one does not."""
+    reasons: dict[str, int] = {}
+    parts = []
+    for stage in ("none", *STAGES):
+        rows = {key: row for key, row in matrix()["cells"].items() if key.partition("/")[0] == stage}
+        names = list(matrix()["families"])
+        title = "No strategy" if stage == "none" else f"`{stage}=`"
+        lines = [f"### {title}", "", "| strategy | " + " | ".join(f"`{name}`" for name in names) + " |",
+                 "|---|" + "---|" * len(names)]  # fmt: skip
+        for key, row in rows.items():
+            cells = [_cell(row.get(name, {}), reasons) for name in names]
+            lines.append(f"| `{key.partition('/')[2]}` | " + " | ".join(cells) + " |")
+        parts.append("\n".join(lines))
+    notes = [f"{number}. {_escaped(reason)}" for reason, number in reasons.items()]
+    return "\n\n".join([*parts, "### Why not", "\n".join(notes) or "Nothing was refused."])
+
+
+def _cell(ways: dict[str, str], reasons: dict[str, int]) -> str:
+    if not ways:
+        return "not run"
+    refused = {way: result for way, result in ways.items() if result != "yes"}
+    if not refused:
+        return "all"
+    notes: dict[int, list[str]] = {}
+    for way, result in refused.items():
+        notes.setdefault(reasons.setdefault(result, len(reasons) + 1), []).append(way)
+    if len(refused) == len(ways) and len(notes) == 1:
+        return f"no ({next(iter(notes))})"
+    return "all but " + ", ".join(f"{', '.join(found)} ({number})" for number, found in notes.items())
+
+
+def _escaped(text: str) -> str:
+    return text.replace("<", "&lt;").replace("|", "\\|").replace("[", "\\[").replace("]", "\\]")
