@@ -64,7 +64,7 @@ def _families() -> object:
     from tokcomp.models.support import matrix, overview
 
     table = Table(title="tested families", title_justify="left")
-    table.add_column("family")
+    table.add_column("family", no_wrap=True)
     table.add_column("class", overflow="fold")
     for way in matrix()["ways"]:
         table.add_column(way, justify="right")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from tests.models.families import Sample, family
+from tests.models.families import Family, Sample
 from tests.models.packed_models import FAMILIES, model, prompt, together
 
 _GRIDS = [(1, 6, 4), (1, 4, 8), (1, 8, 6)]
@@ -31,5 +31,7 @@ def build(name: str, attention: str) -> Any:
     return model(name, attention=attention, layers=5)
 
 
-for each in FAMILIES:
-    family(each, partial(images, each), video=partial(video, each), batch=batch)(partial(build, each))
+PACKED = {
+    each: Family(each, partial(build, each), partial(images, each), partial(video, each), batch) for each in FAMILIES
+}
+"""They have a masked reference of their own (``tests/models/test_packed.py``), so the shared list does not hold them."""
