@@ -17,7 +17,6 @@ from typing import Any
 import torch
 
 from tests.models.families import Family, families
-from tests.support.packed import PACKED
 from tests.tiny_models import cached, generate
 from tokcomp import Pipeline, __version__
 from tokcomp.errors import TokcompError
@@ -27,7 +26,7 @@ from tokcomp.registry import REGISTRIES
 from tokcomp.runner.arguments import cache_in
 from tokcomp.types import debug_checks
 
-__all__ = ["SETTINGS", "cell", "every_family", "measure", "pipeline_of", "strategies"]
+__all__ = ["SETTINGS", "cell", "measure", "pipeline_of", "strategies"]
 
 # Settings at which the tiny models (4 tower blocks, 5 layers, some 16 tokens) lose some tokens, and not all.
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -38,11 +37,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "cache/streaming_llm": {"recent_tokens": 10},
 }
 WAYS = ("one image", "batch", "several images", "video", "beams", "second turn")
-
-
-def every_family() -> dict[str, Family]:
-    """All families, by name."""
-    return {**families(), **PACKED}
 
 
 def strategies() -> list[tuple[str, str]]:
@@ -148,7 +142,7 @@ def measure(names: Iterable[str], chosen: Iterable[tuple[str, str]]) -> dict[str
     found: dict[str, Any] = {"version": __version__, "transformers": transformers.__version__, "torch": torch.__version__,
                              "ways": list(WAYS), "families": {}, "cells": {}}  # fmt: skip
     for name in names:
-        family = every_family()[name]
+        family = families()[name]
         model = family.model()
         adapter = find_adapter(model)
         found["families"][name] = {
@@ -169,7 +163,7 @@ def main() -> None:
     parser.add_argument("--family", nargs="*", help="only these; the rest of the file stays as it is")
     parser.add_argument("--out", type=Path, default=support.FILE)
     options = parser.parse_args()
-    found = measure(options.family or every_family(), strategies())
+    found = measure(options.family or families(), strategies())
     if options.family and options.out.exists():
         before = json.loads(options.out.read_text(encoding="utf-8"))
         found["families"] = {**before["families"], **found["families"]}

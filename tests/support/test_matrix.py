@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.matrix import WAYS, cell, every_family, measure, pipeline_of, strategies
+from tests.models.families import families
+from tests.support.matrix import WAYS, cell, measure, pipeline_of, strategies
 from tokcomp.cli.main import main
 from tokcomp.models.support import matrix, overview
 
@@ -14,16 +15,16 @@ ALL = [f"{stage}/{name}" for stage, name in strategies()]
 
 
 def test_every_family_and_every_strategy_is_in_it() -> None:
-    assert set(matrix()["families"]) == set(every_family()), "run `make support`"
+    assert set(matrix()["families"]) == set(families()), "run `make support`"
     assert set(matrix()["cells"]) == set(ALL), "run `make support`"
     for name, row in matrix()["cells"].items():
-        assert set(row) == set(every_family()), f"{name}: run `make support`"
+        assert set(row) == set(families()), f"{name}: run `make support`"
 
 
 def test_no_cell_failed_and_every_refusal_has_its_reason() -> None:
     for strategy, row in matrix()["cells"].items():
         for family, ways in row.items():
-            expected = {way for way in WAYS if way != "video" or every_family()[family].video is not None}
+            expected = {way for way in WAYS if way != "video" or families()[family].video is not None}
             assert set(ways) == expected, (strategy, family)
             for way, result in ways.items():
                 assert result == "yes" or len(result.removeprefix("refused: ")) > 20, (strategy, family, way, result)
@@ -40,16 +41,16 @@ def test_every_family_works_without_a_strategy_and_with_most() -> None:
 @pytest.mark.parametrize("number", range(12))
 def test_a_sample_of_the_cells_is_up_to_date(number: int) -> None:
     """Spread over families, strategies and ways of use."""
-    names = list(every_family())
+    names = list(families())
     name = names[number % len(names)]
     stage, strategy = strategies()[(number * 7 + 3) % len(ALL)]
     way = WAYS[number % len(WAYS)]
     committed = matrix()["cells"][f"{stage}/{strategy}"][name].get(way)
-    assert cell(every_family()[name], pipeline_of(stage, strategy), way) == committed
+    assert cell(families()[name], pipeline_of(stage, strategy), way) == committed
 
 
 def test_the_command_measures_what_it_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
-    name = next(iter(every_family()))
+    name = next(iter(families()))
     found = measure([name], [("none", "none")])
     assert found["families"].keys() == {name}
     assert set(found["cells"]["none/none"][name].values()) == {"yes"}
@@ -60,12 +61,12 @@ def test_the_list_of_models_and_the_page_are_made_from_it(
 ) -> None:
     assert main(["list", "models"]) == 0
     printed = capsys.readouterr().out
-    assert all(name in printed for name in every_family())
+    assert all(name in printed for name in families())
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "docs" / "hooks"))
     import support  # type: ignore[import-not-found]
 
     page = support.families() + support.strategies()
-    assert all(f"`{name}`" in page for name in every_family())
+    assert all(f"`{name}`" in page for name in families())
     refusals = {result for row in matrix()["cells"].values() for ways in row.values() for result in ways.values()} - {
         "yes"
     }

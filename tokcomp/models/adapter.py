@@ -121,6 +121,7 @@ class Decoder:
         windows: per layer, how many tokens back it sees (its own counted), or None for all; empty: no layer has a window.
         tables: per layer, the name of the rotary table that it uses; empty: one for all.
         first_position: position id of a prompt's first token.
+        masked: attention is causal only where a mask says so.
         logits: ``layer -> `` what else its attention does to logits, by the names of
             :func:`~tokcomp.ops.scores.attention_rows` (``softcap``, ``sinks``).
         deepstack: how many of the first layers add vision features to their output (arguments ``visual_pos_masks`` and
@@ -145,6 +146,7 @@ class Decoder:
     windows: tuple[int | None, ...] = ()
     tables: tuple[str, ...] = ()
     first_position: int = 0
+    masked: bool = False
     logits: Callable[[int], dict[str, Any]] = lambda layer: {}
 
     def window(self, layer: int) -> int | None:

@@ -69,6 +69,7 @@ def decoder_of(body: Any, *, first_position: int = 0, prefix: bool = False) -> D
         axes=cache(lambda: rotary_axes(body.rotary_emb)),
         interleaved=cache(interleaved),
         first_position=first_position,
+        masked=prefix,
         query_key=query_key_of(body.layers),
         norm=getattr(body, "norm", None),
         logits=lambda layer: _logits(attentions[layer]),

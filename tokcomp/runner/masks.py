@@ -85,12 +85,12 @@ def over_heads(mask: Tensor | None, heads: int) -> Tensor | None:
     return mask.repeat_interleave(heads // mask.shape[1], dim=1)
 
 
-def layer_mask(implementation: str, rows: int, sees: Visibility, *, heads: int, dtype: torch.dtype,
-               device: torch.device) -> Any:  # fmt: skip
+def layer_mask(implementation: str, rows: int, sees: Visibility, *, heads: int, dtype: torch.dtype, device: torch.device,
+               masked: bool = False) -> Any:  # fmt: skip
     """The ``attention_mask`` of one decoder layer whose last ``rows`` keys are its queries.
 
     None where the implementation's own causal rule is right; a 2-D padding mask for flash attention; else bool (SDPA)
-    or additive (eager) ``[b, 1|h, rows, length]``.
+    or additive (eager) ``[b, 1|h, rows, length]``. ``masked``: the layer has no causal rule of its own.
 
     Raises:
         UnsupportedError: flash attention, which knows padding and causal order only.
@@ -101,7 +101,8 @@ def layer_mask(implementation: str, rows: int, sees: Visibility, *, heads: int, 
         raise UnsupportedError(
             f"{implementation} cannot express {what}: load the model with attn_implementation='sdpa'"
         )
-    if sees.plain and (flash or rows == 1 or (rows == sees.length and implementation == "sdpa")):
+    own_rule = not masked and (flash or (rows == sees.length and implementation == "sdpa"))
+    if sees.plain and (rows == 1 or own_rule):
         return None
     if flash:
         return sees.valid

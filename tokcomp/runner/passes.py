@@ -195,7 +195,7 @@ class Pass:
             config = self.decoder.config
             self.memo[key] = layer_mask(
                 base_implementation(config), hidden.shape[1], sees, heads=config.num_attention_heads,
-                dtype=hidden.dtype, device=hidden.device,
+                dtype=hidden.dtype, device=hidden.device, masked=self.decoder.masked,
             )  # fmt: skip
         return self.memo[key]
 
