@@ -158,3 +158,14 @@ def test_a_quantized_cache_is_refused() -> None:
         torch.no_grad(),
     ):
         model(**inputs(), use_cache=True, **cached(model, cache))
+
+
+def test_a_prompt_after_an_answer_of_one_token() -> None:
+    """No step followed the first prompt; the second one has another number of images and is encoded before it is read."""
+    model = llava(sharp=2.0)
+    two = torch.cat([prompt(36, 4, 6), prompt(36, 3, 5, seed=1)], dim=1)
+    with Pipeline("uniform").attach(model):
+        generate(model, 1, input_ids=two, pixel_values=pixels(2, seed=2))
+        assert generate(model, 1, input_ids=prompt(36, 4, 6), pixel_values=pixels()).sequences.shape == (1, 47)
+        generate(model, 1, input_ids=torch.cat([two, prompt(36, 2, 3)], dim=1), pixel_values=pixels(3, seed=2))
+        generate(model, 1, input_ids=two, pixel_values=pixels(2, seed=2))

@@ -53,6 +53,7 @@ class Encoded:
     def release(self) -> list[Images]:
         """Hand the pending images over to a prompt."""
         images, self._local.pending = self.pending, []
+        self._local.counts = {}  # what is encoded next is for another pass
         return images
 
     def expect(self, masks: Mapping[str, Tensor], outputs: Mapping[str, Any], *, active: bool) -> dict[str, list[int]]:

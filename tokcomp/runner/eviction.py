@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import count
@@ -165,9 +166,9 @@ class Evictor:
             marked=self.marked,
             prompt_tokens=None if first.request.padded else prompt.valid.shape[1],
             # A layer with a window has let go of entries that its attention still read.
-            _received=None if received is None else received[..., received.shape[-1] - length :],
-            _attention_rows=observed.rows,
-            _queries=observed.queries,
+            _received=None if received is None else received[..., -length:],
+            _attention_rows=None if observed.rows is None else partial(_over_held, observed.rows, length),
+            _queries=None if observed.queries is None else observed.queries[:, :, -length:],
             _rotation=partial(self.numbering.rotation, first) if Signal.QUERIES in signals else None,
             _surveyed=surveyed,
             _final=None if final is None else column(final[rows], tables.index) & tables.valid,
@@ -251,3 +252,9 @@ def _part(table: Tensor, position: int, layers: list[CompressedLayer]) -> Tensor
         return table
     batch = table.shape[0] // len(layers)
     return table[position * batch : (position + 1) * batch]
+
+
+def _over_held(rows: Callable[[], Iterator[tuple[Tensor, Tensor]]], length: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Attention rows over the last ``length`` keys, which are those that a layer with a window still holds."""
+    for attention, real in rows():
+        yield attention[..., -length:], real
