@@ -11,7 +11,7 @@ from tokcomp.errors import TokcompError
 from tokcomp.models.adapter import find_adapter
 
 FIELDS = {"mustdrop": {"threshold": 0.3, "window": 2}, "evit": {"layers": [0], "keep_ratio": 0.5}, "tome": {"r": 2},
-          "pitome": {"r": 0.1}, "visionzip": {"keep_ratio": 0.5}}  # fmt: skip
+          "pitome": {"r": 0.1}, "visionzip": {"keep_ratio": 0.5}, "prumerge_plus": {"keep_ratio": 0.5}}  # fmt: skip
 INSIDE = {"evit", "mustdrop", "pitome", "tome"}
 """They remove tokens inside the tower, which not every tower allows."""
 
