@@ -77,6 +77,9 @@ SHOWN = {
     ("vision", "pitome"): {"r": 0.125},
     ("prefill", "mustdrop"): {"global_threshold": 0.011, "individual_threshold": 0.01},
     ("prefill", "fastv"): {"keep_tokens": 36},
+    ("prefill", "dart"): {"keep_tokens": 36, "rounding": "exact"},
+    ("prefill", "sparsevlm"): {"keep_ratios": (0.7, 0.5, 0.35, 0.25)},
+    ("prefill", "uniform"): {"keep_tokens": 36},
 }
 """Settings of the pictures, where the defaults, which are made for 576 patches, leave little to see of 144."""
 

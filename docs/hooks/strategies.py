@@ -10,7 +10,7 @@ from typing import Any
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
-from tokcomp.cli.show import type_text, without_cls
+from tokcomp.cli.show import needs_text, type_text, without_cls
 from tokcomp.experiment.paths import config_dir
 from tokcomp.registry import REGISTRIES
 from tokcomp.stages import Strategy
@@ -111,9 +111,7 @@ def strategy_page(stage: str, name: str, cls: type[Strategy], pictures: Path) ->
 
 def needs(cls: type[Strategy]) -> str:
     """The signals that a strategy reads, beyond the tokens."""
-    if cls.signals is not Strategy.signals:
-        return "what its steps need"
-    return ", ".join(f"`{signal.value}`" for signal in sorted(cls.needs)) or "nothing beyond the tokens"
+    return needs_text(cls, "`{}`") or "nothing beyond the tokens"
 
 
 def _docstring(cls: type[Strategy]) -> tuple[str, dict[str, str]]:

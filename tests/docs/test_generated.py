@@ -111,6 +111,29 @@ def test_a_failed_run_is_no_result(tables: ModuleType, tmp_path: Path) -> None:
     assert tables.comparison([]) == tables.budgets([]) == tables.inside([]) == ""
 
 
+def test_the_library_has_a_table_and_curves_per_stage(tables: ModuleType, tmp_path: Path) -> None:
+    comparison = load("hooks/comparison.py")
+    results, images = tmp_path / "docs" / "results" / "library", tmp_path / "docs" / "images"
+    assert comparison.library(results) == ""
+    first, second = tables.read(ROOT / "docs" / "results")[:2]
+    for entry, name in ((first, "vision-tome-25"), (second, "vision-tome-06"), (second, "prefill-random-50")):
+        tables.write(results, tables.Entry(name, "library", f"choice of {name}", "tokcomp run", entry.result))
+    (results / comparison.REASONS).write_text('{"key": "vision-pool-50", "reason": "it jumps"}\n')
+    comparison.draw(results, images)
+    page = comparison.library(results)
+    accuracy = 100 * second.sides[1].accuracy.overall
+    assert f"| `tome` |  | {100 * first.sides[1].accuracy.overall:.1f} [" in page
+    assert f"| `random` | {accuracy:.1f} [" in page
+    assert "- `vision-pool` at 50 %: it jumps" in page
+    for stage in ("vision", "prefill"):
+        assert f"](images/library-{stage}.svg)" in page
+        assert "equivalent vision tokens" in (images / f"library-{stage}.svg").read_text()
+    before = (images / "library-vision.svg").read_bytes()
+    comparison.draw(results, images)
+    assert (images / "library-vision.svg").read_bytes() == before
+    assert "library-cache" not in page
+
+
 def test_markers_that_are_missing_are_named() -> None:
     generate = load("generate.py")
     assert generate.filled("a <!-- x:begin -->old<!-- x:end --> b", {"x": lambda: r"new \1"}).count(r"new \1") == 1

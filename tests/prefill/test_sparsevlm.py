@@ -15,10 +15,14 @@ from torch import Tensor
 
 from tests.golden_cases import group, listed_cases
 from tests.prefill.views import alone, kept, random_view
-from tokcomp import PREFILL, PrefillView, Selection
+from tokcomp import PREFILL, Pipeline, PrefillView, Selection
+from tokcomp.experiment.compose import compose
+from tokcomp.measure.schedule import expected_workload
+from tokcomp.measure.shape import named_shape
 from tokcomp.ops.merging import apply_selection
 from tokcomp.ops.recycling import recycle
 from tokcomp.prefill.sparsevlm import SparseVLM
+from tokcomp.specs import build_strategy
 
 
 def raters_of(vision: Tensor, text: Tensor) -> list[int]:
@@ -83,6 +87,16 @@ def test_layers_and_their_numbers_are_scaled() -> None:
     kept_at = [len(kept(few.filter(view), view, 0)) for layer in few.acts_after(32)
                for view in [random_view([30], filter=few, layer=layer, depth=32)]]  # fmt: skip
     assert kept_at == [20, 10, 5]
+
+
+@pytest.mark.parametrize(("option", "entering"), [("192", 206.5), ("128", 145.4), ("64", 82.3)])
+def test_the_published_tables_give_the_published_means(option: str, entering: float) -> None:
+    """Of 576 tokens, recycled ones included: the name counts what leaves the layers."""
+    strategy = build_strategy("prefill", compose([f"prefill=sparsevlm-{option}"])["prefill"])
+    expected = expected_workload(named_shape("llava-1.5-7b"), Pipeline(prefill=strategy), image_tokens=576, text_tokens=64,
+                                 text_before=35)  # fmt: skip
+    assert expected.published_tokens == pytest.approx(int(option), abs=1.5)
+    assert expected.equivalent_tokens == pytest.approx(entering, abs=0.05)
 
 
 def test_without_a_rater_all_text_rates() -> None:

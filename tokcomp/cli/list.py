@@ -46,6 +46,7 @@ def execute(options: argparse.Namespace) -> int:
 def _strategies(stage: str) -> object:
     from rich.table import Table
 
+    from tokcomp.cli.show import needs_text
     from tokcomp.registry import REGISTRIES
 
     table = Table(title=f"{stage}=...", title_justify="left")
@@ -53,7 +54,7 @@ def _strategies(stage: str) -> object:
         table.add_column(column, overflow="fold")
     for name, strategy in REGISTRIES[stage].items():
         summary = (strategy.__doc__ or "").strip().partition("\n")[0]
-        table.add_row(name, summary, ", ".join(sorted(strategy.needs)) or "-", strategy.paper or "-")
+        table.add_row(name, summary, needs_text(strategy) or "-", strategy.paper or "-")
     table.add_row("none", "The stage passes everything through.", "-", "-")
     return table
 

@@ -15,7 +15,7 @@ from tokcomp.errors import ConfigurationError
 from tokcomp.stages import Strategy
 from tokcomp.types import Signal
 
-__all__ = ["add_arguments", "execute"]
+__all__ = ["add_arguments", "execute", "needs_text"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,9 +40,7 @@ def execute(options: argparse.Namespace) -> int:
     console.print(prose(strategy.__doc__ or ""), highlight=False, markup=False)
     console.print(_fields(strategy))
     console.print(f"paper: {strategy.paper or '-'}", highlight=False, markup=False)
-    needs = ", ".join(sorted(strategy.needs)) or "nothing beyond the tokens"
-    wraps = strategy.signals is not Strategy.signals
-    console.print(f"needs: {'what its steps need' if wraps else needs}", highlight=False)
+    console.print(f"needs: {needs_text(strategy) or 'nothing beyond the tokens'}", highlight=False)
     if told := without_cls(strategy):
         console.print(f"without a CLS token: {told}", highlight=False)
     return 0
@@ -68,6 +66,14 @@ def _fields(strategy: type[Any]) -> object:
         bounds = [bound for item in field.metadata if (bound := _bound(item))]
         table.add_row(name, _with_bounds(type_text(field.annotation), bounds), default, field.description or "")
     return table
+
+
+def needs_text(strategy: type[Strategy], form: str = "{}") -> str:
+    """The signals that a strategy reads beyond the tokens, each written in ``form``; empty where there are none."""
+    told = [form.format(signal.value) for signal in sorted(strategy.needs)]
+    if strategy.signals is not Strategy.signals:
+        told.append("what its steps need")
+    return ", ".join(told)
 
 
 def prose(docstring: str) -> str:

@@ -31,6 +31,10 @@ _MUSTDROP_TOKENS = {(0.001, 0.001): 192, (0.0012, 0.001): 128, (0.011, 0.01): 64
 """(global, individual threshold) to the published mean of vision tokens for LLaVA-1.5-7B."""
 
 
+_SPARSEVLM_TOKENS = {(13.5, 0): 192, (9, 6): 128, (0.8, 0): 64}
+"""(scale, bias) to the number of vision tokens that the setting is published for (arXiv 2410.04417)."""
+
+
 @dataclass(frozen=True)
 class Assumption:
     """A number of tokens and why it is taken; ``given``: the caller said so."""
@@ -90,6 +94,10 @@ def assumptions_for(vision: Any, prefill: Any, *, image_tokens: int, images: int
     if getattr(prefill, "name", None) == "mustdrop" and thresholds in _MUSTDROP_TOKENS:
         tokens = _MUSTDROP_TOKENS[thresholds] * images
         found["prefill"] = Assumption(tokens, f"the mean published for thresholds {thresholds[0]}, {thresholds[1]}")
+    by_rank = getattr(prefill, "scale", None), getattr(prefill, "bias", None)
+    if getattr(prefill, "name", None) == "sparsevlm" and by_rank in _SPARSEVLM_TOKENS:
+        tokens = _SPARSEVLM_TOKENS[by_rank] * images
+        found["prefill"] = Assumption(tokens, f"the mean published for scale {by_rank[0]:g}, bias {by_rank[1]:g}")
     for stage, value in (assume or {}).items():
         if stage not in STAGES:
             raise ConfigurationError(f"no stage '{stage}' to assume counts for{suggest(stage, STAGES)} known: {STAGES}")
