@@ -47,7 +47,7 @@ def command(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pyt
 
 
 WRONG = {
-    "rnu": "unknown command 'rnu'; did you mean 'run'? known: run, list, show, view, flops",
+    "rnu": "unknown command 'rnu'; did you mean 'run'? known: run, ",
     "--versoin": "unknown option '--versoin'; did you mean '--version'?",
     "run vision=tomee": "unknown vision strategy 'tomee'; did you mean 'tome'?",
     "run vision=tome vision.rr=3": "'rr' is not a setting of vision 'tome'; did you mean 'r'? it takes: inflect,",
