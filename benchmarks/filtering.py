@@ -17,9 +17,9 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+
 from benchmarks.prefill import IMAGE, build
 from benchmarks.selection_time import selection_clock
-
 from tokcomp import Pipeline
 from tokcomp.experiment.library import RULES, Direct, Without
 from tokcomp.measure.timing import clock_for
