@@ -17,8 +17,8 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-
 from benchmarks.prefill import IMAGE, build
+
 from benchmarks.selection_time import selection_clock
 from tokcomp import Pipeline
 from tokcomp.experiment.library import RULES, Direct, Without

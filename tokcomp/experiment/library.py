@@ -80,6 +80,7 @@ RULES: dict[tuple[str, str], Direct | Searched | Without] = {
     ("vision", "mustdrop"): Searched(Search("threshold", -1.0, 1.0), lambda value: {"threshold": value}),
     ("vision", "evit"): Searched(Search("keep_ratio", 0.05, 1.0), lambda value: {"keep_ratio": value}),
     ("vision", "pitome"): Searched(Search("r", 0.0, 0.499), lambda value: {"r": value}),
+    ("vision", "joint"): Direct(lambda share, *_: {"strategy": {"name": "fastervlm", "keep_ratio": share}}),
     ("vision", "sequence"): Without("its steps have the budgets"),
     ("prefill", "mustdrop"): Searched(
         Search("global_threshold", 1e-6, 1.0, logarithmic=True),
