@@ -11,7 +11,7 @@ SAMPLES ?= 200
 export HF_HUB_OFFLINE := 1
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: support test-oldest demo env test test-fast lint format docs results library bench bench-gpu clean help
+.PHONY: demo env test test-fast test-oldest test-ray lint format docs results support library bench bench-gpu clean help
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.demo  ## the embedded model, dense and compressed in all three stages: a table, and a picture of what it kept
@@ -47,6 +47,10 @@ $(OLDEST)/.dev: pyproject.toml
 	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check transformers==5.18.0 --editable ".[demo,checkpoints,test]"
 	@touch $@
+
+test-ray: env  ## a real sweep by Ray's launcher, whose packages (400 MB) stand in a folder of their own
+	$(PIP) --target $(VENV)/ray "hydra-ray-launcher>=1.2.2,<1.3" "ray>=2.40" "joblib<1.6"
+	PYTHONPATH=$(VENV)/ray RAY_USAGE_STATS_ENABLED=0 $(BIN)/python -m pytest tests/experiment/test_sweep.py -k ray
 
 lint: env  ## style and types
 	$(BIN)/ruff check .
