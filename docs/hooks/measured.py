@@ -6,6 +6,7 @@ import re
 from functools import cache
 from pathlib import Path
 
+import ablation
 import comparison
 import depth
 import long_answers
@@ -34,6 +35,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         "kinds": tables.kinds,
         "budgets": lambda: tables.budgets(entries),
         "inside": lambda: tables.inside(entries),
+        "ablation": lambda: ablation.table(Path(config.docs_dir) / "results" / "stages"),
         "library": lambda: comparison.library(Path(config.docs_dir) / "results" / "library"),
         "long-answers": lambda: long_answers.table(Path(config.docs_dir) / "results" / "long_answers"),
         "details": lambda: tables.details(entries),

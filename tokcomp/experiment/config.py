@@ -155,6 +155,16 @@ class RunConfig(Section):
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     measure: MeasureConfig = MeasureConfig()
     budget: BudgetConfig = BudgetConfig()
+    callbacks: tuple[str, ...] = ()
+
+    @field_validator("callbacks")
+    @classmethod
+    def _known(cls, callbacks: tuple[str, ...]) -> tuple[str, ...]:
+        from tokcomp.experiment.callbacks import find_callback
+
+        for name in callbacks:
+            find_callback(name)
+        return callbacks
 
     @field_validator("device")
     @classmethod
@@ -202,6 +212,9 @@ class RunConfig(Section):
 
 
 def config_hash(config: RunConfig) -> str:
-    """SHA-256 of the canonical JSON of the configuration, hexadecimal; a changed default is another hash."""
-    canonical = json.dumps(config.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    """SHA-256 of the canonical JSON of the configuration, hexadecimal; a changed default is another hash. Callbacks are told of
+    results and decide none, so they do not count."""
+    canonical = json.dumps(
+        config.model_dump(mode="json", exclude={"callbacks"}), sort_keys=True, separators=(",", ":"), allow_nan=False
+    )
     return hashlib.sha256(canonical.encode()).hexdigest()

@@ -16,6 +16,7 @@ from tokcomp.benchmarks.base import Sample
 from tokcomp.errors import TokcompError
 from tokcomp.experiment.answers import Answer, answer_all
 from tokcomp.experiment.budgets import meet
+from tokcomp.experiment.callbacks import notify
 from tokcomp.experiment.code import code_version
 from tokcomp.experiment.config import RunConfig, config_hash
 from tokcomp.experiment.environment import describe
@@ -76,11 +77,13 @@ def run_recorded(config: RunConfig, folder: Path, *, progress: Progress = _silen
         return result
 
     try:
-        return record(status="ok", **run(config, progress=progress, load=load, reference=reference))
+        result = record(status="ok", **run(config, progress=progress, load=load, reference=reference))
     except BaseException as error:  # an interrupted run leaves its record, too
         told = None if isinstance(error, TokcompError) else traceback.format_exc()
         record(status="failed", error=f"{type(error).__name__}: {error}", traceback=told)
         raise
+    notify(config.callbacks, result, folder)
+    return result
 
 
 def run(config: RunConfig, *, progress: Progress = _silent, load: Load | None = None,
