@@ -13,7 +13,7 @@ __all__: list[str] = []
 @family("llava_next_video", "vipllava")
 def _llava_kin(config: Any) -> ModelShape:
     tower = vit_tower(config.vision_config)
-    chosen = getattr(config, "vision_feature_layers", None) or getattr(config, "vision_feature_layer", -2)
+    chosen: Any = getattr(config, "vision_feature_layers", None) or getattr(config, "vision_feature_layer", -2)
     layers = [chosen] if isinstance(chosen, int) else list(chosen)
     width = config.text_config.hidden_size
     block = (layers[0] if layers[0] >= 0 else tower.blocks + 1 + layers[0]) - 1 if len(layers) == 1 else None
