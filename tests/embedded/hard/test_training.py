@@ -45,6 +45,7 @@ def train(directory: Path, name: str, stop_at: int | None = None) -> dict[str, t
     return {key: value.clone() for key, value in stage.trained().state_dict().items()}
 
 
+@pytest.mark.slow
 def test_interrupted_training_equals_undisturbed_and_keeps_layers_sealed(tmp_path: Path) -> None:
     for name in recipe.STAGES:
         whole = train(tmp_path / "whole", name)
