@@ -29,6 +29,12 @@ class Look(VisionReducer):
         return Selection.all(view.n_tokens, batch_size=view.batch_size)
 
 
+class LookWide(Look):
+    """Also at the attention of heads that are not split."""
+
+    needs: ClassVar[frozenset[Signal]] = Look.needs | {Signal.UNSPLIT_ATTENTION}
+
+
 # Towers of segments attend within windows and across frames: test_segments.py and test_packed.py hold theirs.
 OURS = {
     name: family for name, family in families().items() if name not in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm4v")
@@ -103,6 +109,27 @@ def test_signals_are_means_over_the_patches_of_a_unit(name: str, kind: str) -> N
         expected = (own_attention[:, index] * share).sum(dim=-1)
         torch.testing.assert_close(attention[row, :, :count], expected, atol=1e-5, rtol=0)
         assert not view.valid[row, count:].any()
+
+
+@pytest.mark.parametrize("name", ["llava_pixtral", "mistral3"])
+@torch.no_grad()
+def test_images_of_other_sizes_in_the_call_change_no_signal(name: str) -> None:
+    """Rows of a packed tower are padded to the longest; the padding gives and receives no attention."""
+    family, model = families()[name], models(name)
+    samples = [family.sample(1, seed) for seed in (0, 2, 3)]
+    found = []
+    for given in (samples, [family.batch(samples)]):
+        SEEN.clear()
+        with Pipeline(vision=LookWide()).attach(model):
+            for sample in given:
+                model(**sample)
+        found.append([*SEEN])
+    alone, among = found
+    assert len({view.n_tokens for view in alone}) == len(alone) == len(among) == 3
+    for own, ours in zip(alone, among, strict=True):
+        torch.testing.assert_close(ours.cls_attention, own.cls_attention, atol=1e-5, rtol=0)
+        torch.testing.assert_close(ours.unsplit_attention, own.unsplit_attention, atol=1e-5, rtol=0)
+        torch.testing.assert_close(ours.keys, own.keys, atol=1e-4, rtol=0)
 
 
 def per_row_signals(name: str, kind: str, images: Images) -> list[tuple[Tensor, Tensor]]:

@@ -25,15 +25,17 @@ def received_attention(
         key: ``[b, g, l, d]``.
         scale: factor of the logits.
         bias: additive mask over the keys ``[b, 1, 1, l]``, as the tower's blocks get it.
-        valid: ``[b, t]`` rows that are no padding.
+        valid: ``[b, t]`` rows that are no padding, of the last t keys; padding neither gives nor receives.
     """
     b, h, t, _ = query.shape
+    # Without this, padding would take its share of every row's softmax, and scores depend on what else is in the batch.
+    seen = None if valid is None else torch.nn.functional.pad(valid, (key.shape[2] - t, 0), value=True)
     if bias is not None:
         # One more dimension carries the bias into the logits: q k scale + 1 / scale * bias * scale.
         more = bias.float().expand(b, key.shape[1], 1, key.shape[2]).transpose(-1, -2)
         key = torch.cat([key.float(), more], dim=-1)
         query = torch.cat([query.float(), query.new_full((b, h, t, 1), 1 / scale, dtype=torch.float32)], dim=-1)
-    sums = column_sums(query, key, scale=scale, causal=False, row_valid=valid).sum(dim=1)  # (b, l)
+    sums = column_sums(query, key, scale=scale, causal=False, key_valid=seen, row_valid=valid).sum(dim=1)  # (b, l)
     rows = t if valid is None else valid.sum(dim=1, keepdim=True)
     return sums / (h * rows)
 
