@@ -58,8 +58,8 @@ def tensorboard(result: Result, folder: Path) -> None:
     """Scalars and settings as TensorBoard events in ``tensorboard/`` beside the record."""
     from torch.utils.tensorboard import SummaryWriter
 
-    with SummaryWriter(str(folder / "tensorboard")) as writer:  # type: ignore[no-untyped-call]
-        writer.add_hparams(_settings(result), scalars(result), run_name=".")  # type: ignore[no-untyped-call]
+    with SummaryWriter(str(folder / "tensorboard")) as writer:
+        writer.add_hparams(_settings(result), scalars(result), run_name=".")
 
 
 def mlflow(result: Result, folder: Path) -> None:
