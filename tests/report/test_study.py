@@ -43,7 +43,7 @@ def test_runs_that_answer_alike_do_not_differ() -> None:
         assert (found.mean, found.interval, found.p, found.p_corrected) == (0.0, (0.0, 0.0), 1.0, 1.0)
 
 
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
+@given(st.lists(st.floats(0, 1, allow_subnormal=False), min_size=1, max_size=12))  # a library may flush subnormals
 def test_holm_is_the_step_down_rule(p: list[float]) -> None:
     corrected = holm(np.array(p))
     worst = 0.0
