@@ -90,3 +90,13 @@ def test_the_model_is_left_as_it_was(loaded: LoadedModel, cache: str | None) -> 
             max_new_tokens=2,
         )
         assert torch.equal(loaded.model(**inputs).logits, before)
+
+
+@pytest.mark.parametrize("policy", ["adakv", "snapkv", "lookm", "output_aware"])
+def test_every_kind_of_cache_can_be_told(policy: str, loaded: LoadedModel) -> None:
+    story = tell(loaded, noise(), "how many digits ?", Pipeline(cache=policy), max_new_tokens=6)
+    share = story.cache.share
+    assert share is not None
+    # Heads hold as many vision entries in all as the shares say; text entries make up the rest of the lengths.
+    held = float(share.sum())
+    assert 0 < held <= sum(story.cache.end) / len(story.cache.end)

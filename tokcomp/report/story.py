@@ -17,7 +17,7 @@ from tokcomp.experiment.load import LoadedModel
 from tokcomp.models.adapter import Call, find_adapter
 from tokcomp.pipeline import Pipeline
 from tokcomp.runner.arguments import cache_name
-from tokcomp.runner.cache import CompressedLayer
+from tokcomp.runner.cache import CompressedLayer, filled
 from tokcomp.runner.trace import Record, Trace
 
 __all__ = ["CacheStory", "Story", "seen_image", "tell"]
@@ -187,7 +187,10 @@ def _cached_share(cache: DynamicCache, owner: NDArray[np.int64]) -> NDArray[np.f
             raise TypeError(f"expected a compressed cache, got a layer of type {type(layer).__name__}")
         origin = layer.request.prompt.origin[0]
         index = layer.full_index()[0].cpu()  # (1|g, l)
-        valid = layer.valid[0].cpu().expand_as(index) if layer.valid is not None else index >= 0
+        # The table tells of the entries that were there at the last eviction; those that followed are real.
+        valid = (
+            filled(layer.valid, index.shape[-1])[0].cpu().expand_as(index) if layer.valid is not None else index >= 0
+        )
         for row, real in zip(index, valid, strict=True):
             columns = row[real & (row < origin.numel())]  # what follows the prompt is text
             tokens = origin.cpu()[columns]
