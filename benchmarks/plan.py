@@ -16,7 +16,7 @@ __all__ = ["Plan"]
 class Plan:
     """Steps in order; each names the seconds that it takes at most, and is left out where they are no longer there.
 
-    A step that fails is recorded with its traceback and the next one runs; :meth:`run` then says so.
+    A step that fails is recorded with its error and the next one runs; :meth:`run` then says so.
     """
 
     log: Log
@@ -39,9 +39,10 @@ class Plan:
         begin = time.monotonic()
         try:
             call()
-        except Exception:  # what was measured before stays; the exit status tells
+        except Exception as error:  # what was measured before stays; the exit status tells
             self.failed += 1
-            self.log.add(kind="error", step=name, traceback=traceback.format_exc().splitlines())
+            # The record is committed: it names the error, and the terminal shows where, in this machine's paths.
+            self.log.add(kind="error", step=name, error=f"{type(error).__name__}: {error}")
             traceback.print_exc()
         print(
             f"-- {name}: {time.monotonic() - begin:.1f} s, {self.seconds - (time.monotonic() - self.start):.0f} s left",
