@@ -4,6 +4,7 @@
     python docs/library.py --dry-run                          # how each strategy is brought to each budget, nothing run
     python docs/library.py --only vision/tome cache/h2o       # some of it
     python docs/library.py --draw                             # the curves from the committed records
+    python docs/library.py --reasons                          # what has no entry, and why; nothing run
 
 Records are kept in the store under --store, keyed by configuration and code, so that what is there is not made again; their
 short form is committed to docs/results/library, from which the site's tables are made.
@@ -31,7 +32,7 @@ import tables  # noqa: E402, from docs/hooks
 from tokcomp.benchmarks.base import Sample  # noqa: E402
 from tokcomp.experiment.compose import compose  # noqa: E402
 from tokcomp.experiment.config import RunConfig  # noqa: E402
-from tokcomp.experiment.library import SHARES, Cell, cells, settle  # noqa: E402
+from tokcomp.experiment.library import RULES, SHARES, Cell, Searched, Without, cells, settle  # noqa: E402
 from tokcomp.experiment.store import Store, key_of  # noqa: E402
 from tokcomp.experiment.worker import execute, model_of  # noqa: E402
 
@@ -57,7 +58,11 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=RESULTS, help="where the short records are committed")
     parser.add_argument("--dry-run", action="store_true", help="tell the settings, run nothing")
     parser.add_argument("--draw", action="store_true", help="draw the committed records, run nothing")
+    parser.add_argument("--reasons", action="store_true", help="renew the reasons that are declared, run nothing")
     options = parser.parse_args()
+    if options.reasons:
+        renew_reasons(options.results)
+        return 0
     failed = 0 if options.draw else make(options)
     if not options.dry_run and not options.only:
         comparison.draw(options.results, IMAGES)
@@ -76,9 +81,28 @@ def make(options: argparse.Namespace) -> int:
         failed += outcome.startswith("failed")
     if not options.dry_run and not options.only:
         options.results.mkdir(parents=True, exist_ok=True)
-        lines = [json.dumps({"key": key, "reason": reason}) + "\n" for key, reason in sorted(reasons.items())]
-        (options.results / comparison.REASONS).write_text("".join(lines), encoding="utf-8")
+        _write_reasons(options.results / comparison.REASONS, reasons)
     return failed
+
+
+def renew_reasons(results: Path) -> None:
+    """Write the declared reasons anew; those that a calibration found stay as long as the strategy is calibrated."""
+    path = results / comparison.REASONS
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    found = {one["key"]: one["reason"] for one in map(json.loads, lines)}
+    reasons = {}
+    for cell in cells():
+        rule = RULES.get((cell.stage, cell.name))
+        if isinstance(rule, Without):
+            reasons[cell.key] = rule.reason
+        elif isinstance(rule, Searched) and cell.key in found:
+            reasons[cell.key] = found[cell.key]
+    _write_reasons(path, reasons)
+
+
+def _write_reasons(path: Path, reasons: dict[str, str | None]) -> None:
+    written = [json.dumps({"key": key, "reason": reason}) + "\n" for key, reason in sorted(reasons.items())]
+    path.write_text("".join(written), encoding="utf-8")
 
 
 def _settled(wanted: Sequence[Cell], options: argparse.Namespace) -> Iterator[tuple[Cell, str]]:

@@ -11,6 +11,8 @@ from typing import Any
 
 import tables
 
+from tokcomp.registry import REGISTRIES
+
 REASONS = "reasons.jsonl"
 STAGES = ("vision", "prefill", "cache")
 CONTROLS = ("random", "uniform")
@@ -48,7 +50,7 @@ def library(folder: Path) -> str:
             if (folder.parent.parent / "images" / f"library-{stage}.svg").is_file():
                 parts += [f"![Accuracy of the {stage} strategies](images/library-{stage}.svg)", ""]
     parts += ["## What each of them cost", "", _costs(found), "", "## What could not be brought to a budget", "",
-              _reasons(folder), "", _made_on(found)]  # fmt: skip
+              _reasons(folder, found), "", _made_on(found)]  # fmt: skip
     return "\n".join(parts)
 
 
@@ -105,13 +107,22 @@ def _cost(entry: tables.Entry) -> dict[str, float]:
     }
 
 
-def _reasons(folder: Path) -> str:
+def _reasons(folder: Path, found: dict[str, Lines]) -> str:
+    """One line per strategy and reason; and what has neither an entry nor a reason, which nobody has run yet."""
     path = folder / REASONS
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    told = [json.loads(line) for line in lines]
-    return "\n".join(
-        f"- `{one['key'].rpartition('-')[0]}` at {int(one['key'][-2:])} %: {one['reason']}" for one in told
-    )
+    written = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    told: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for one in map(json.loads, written):
+        name, _, budget = one["key"].rpartition("-")
+        told[name, one["reason"]].append(int(budget))
+    lines = [
+        f"- `{name}` at {', '.join(map(str, sorted(budgets, reverse=True)))} %: {reason}"
+        for (name, reason), budgets in told.items()
+    ]
+    known = {name for name, _ in told} | {f"{stage}-{name}" for stage, names in found.items() for name in names}
+    every = [f"{stage}-{name}" for stage, registry in REGISTRIES.items() for name in registry]
+    lines += [f"- `{name}`: no run is committed yet" for name in every if name not in known]
+    return "\n".join(lines)
 
 
 def _made_on(found: dict[str, Lines]) -> str:

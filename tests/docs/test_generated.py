@@ -134,6 +134,15 @@ def test_the_library_has_a_table_and_curves_per_stage(tables: ModuleType, tmp_pa
     assert "library-cache" not in page
 
 
+def test_the_committed_reasons_are_the_declared_ones(tmp_path: Path) -> None:
+    library, comparison = load("library.py"), load("hooks/comparison.py")
+    committed = ROOT / "docs" / "results" / "library" / comparison.REASONS
+    stale = {"key": "cache-by_layer-06", "reason": "nobody knows"}
+    (tmp_path / comparison.REASONS).write_text(committed.read_text() + json.dumps(stale) + "\n")
+    library.renew_reasons(tmp_path)
+    assert (tmp_path / comparison.REASONS).read_text() == committed.read_text()
+
+
 def test_markers_that_are_missing_are_named() -> None:
     generate = load("generate.py")
     assert generate.filled("a <!-- x:begin -->old<!-- x:end --> b", {"x": lambda: r"new \1"}).count(r"new \1") == 1

@@ -95,7 +95,7 @@ RULES: dict[tuple[str, str], Direct | Searched | Without] = {
     ("cache", "h2o"): Direct(lambda share, *_: {"heavy_ratio": share / 2, "recent_ratio": share / 2}),
     ("cache", "adakv"): Direct(lambda share, *_: {"base": {"name": "snapkv", "keep_ratio": share}}),
     ("cache", "merging"): Direct(lambda share, *_: {"base": {"name": "snapkv", "keep_ratio": share}}),
-    ("cache", "by_layer"): Without("its policies have the budgets"),
+    ("cache", "by_layer"): Without("its steps have the budgets"),
     ("cache", "interval"): Without("it leaves the prompt whole; its base has the budget of the later cuts"),
     ("cache", "output_aware"): Without("it leaves the prompt whole until the answer has begun; see Long answers"),
     ("cache", "vlcache"): Searched(Search("keep_ratio", 0.002, 1.0), lambda value: {"keep_ratio": value}),
