@@ -181,7 +181,7 @@ def view_command() -> str:
     """The command that made the picture, and the picture."""
     question = shlex.quote(question_set(1, kinds=["describe"], seed=SCENES[0])[0].question)
     command = f"tokcomp view docs/images/scene.png {question} {VIEW} --out docs/images/view.png"
-    return f"```\n{command}\n```\n\n![What each stage kept of the scene](docs/images/view.png)"
+    return f"```sh\n{command}\n```\n\n![What each stage kept of the scene](docs/images/view.png)"
 
 
 if __name__ == "__main__":

@@ -44,5 +44,5 @@ def table(folder: Path) -> str:
         "Bold: the Pareto front of accuracy against FLOPs. `*`: different from the dense model at the 5 % level, sign-flip "
         "test on the same questions, corrected for the number of runs (Holm). Costs are shares of the dense model's."
     )
-    commands = ["```", COMMAND, "tokcomp report docs/results/stages --no-pictures --out docs/ablation", "```", ""]
+    commands = ["```sh", COMMAND, "tokcomp report docs/results/stages --no-pictures --out docs/ablation", "```", ""]
     return "\n".join([*commands, *lines, "", note])

@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from tests.docs.test_snippets import ROOT
+from tests.docs.blocks import ROOT
 from tokcomp.registry import REGISTRIES
 
 pytest.importorskip("material", reason="the site needs the extra 'docs' of tokcomp")

@@ -11,7 +11,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from tests.docs.test_snippets import ROOT
+from tests.docs.blocks import ROOT
 from tokcomp.registry import REGISTRIES
 
 STRATEGIES = [(stage, name) for stage, registry in REGISTRIES.items() for name in registry]
