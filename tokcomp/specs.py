@@ -15,6 +15,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, PlainSerializer, ValidationError
 
 from tokcomp.errors import ConfigurationError, suggest
+from tokcomp.plugins import is_path
 from tokcomp.registry import REGISTRIES
 from tokcomp.stages import CachePolicy, PrefillFilter, Strategy, VisionReducer
 
@@ -43,7 +44,7 @@ def build_strategy(stage: str, spec: StrategySpec) -> Any:
         name, fields = spec, {}
     elif isinstance(spec, Mapping):
         fields = dict(spec)
-        name = fields.pop("name", None)
+        name = _named(stage, fields)
         if name in (None, "none"):
             if name is None or fields:
                 raise ConfigurationError(
@@ -59,6 +60,18 @@ def build_strategy(stage: str, spec: StrategySpec) -> Any:
         return cls(**fields)
     except ValidationError as error:
         raise ConfigurationError(explain(stage, cls, error)) from None
+
+
+def _named(stage: str, fields: dict[str, Any]) -> Any:
+    """Take the name, or the dotted path under ``_target_``, out of a strategy's fields."""
+    name, target = fields.pop("name", None), fields.pop("_target_", None)
+    if target is None:
+        return name
+    if name is not None:
+        raise ConfigurationError(f"{stage}: give 'name' ({name}) or '_target_' ({target}), not both")
+    if not is_path(str(target)):
+        raise ConfigurationError(f"{stage}: _target_={target} is no dotted path: give my_pkg.my_idea:MyIdea")
+    return target
 
 
 def explain(stage: str, cls: type[Strategy], error: ValidationError) -> str:

@@ -37,6 +37,9 @@ class Strategy(BaseModel, ABC):
     needs: ClassVar[frozenset[Signal]] = frozenset()
     paper: ClassVar[str] = ""
     """Title, venue and arXiv id, for ``tokcomp show`` and the generated pages."""
+    home: ClassVar[str] = ""
+    """The dotted path that stands for the name in a configuration, of a strategy that no other process would know by its
+    name; set when it is registered or looked up."""
 
     def signals(self) -> frozenset[Signal]:
         """What this very strategy reads: ``needs``, unless it wraps others and reads what they do."""
@@ -44,7 +47,7 @@ class Strategy(BaseModel, ABC):
 
     def spec(self) -> dict[str, object]:
         """The strategy as plain data, ``{"name": ..., fields...}``: what :class:`~tokcomp.Pipeline` takes back."""
-        return {"name": self.name, **self.model_dump(mode="json")}
+        return {"name": self.home or self.name, **self.model_dump(mode="json")}
 
 
 class VisionReducer(Strategy):

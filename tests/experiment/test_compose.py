@@ -93,7 +93,7 @@ def third_party(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     )
     monkeypatch.syspath_prepend(tmp_path)
     point = EntryPoint("theirs", "their_strategies.inner", "tokcomp.strategies")
-    monkeypatch.setattr(paths, "entry_points", lambda group: [point] if group == "tokcomp.strategies" else [])
+    monkeypatch.setattr(paths, "points", lambda group: [point] if group == "tokcomp.strategies" else [])
     return folder
 
 

@@ -6,6 +6,7 @@ import argparse
 import importlib
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -47,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Other exceptions than :class:`TokcompError` are bugs: they keep their traceback.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
+    as_usual, warnings.formatwarning = warnings.formatwarning, _one_line
     try:
         return _dispatch(given)
     except TokcompError as error:
@@ -58,6 +60,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("tokcomp: interrupted", file=sys.stderr)
         return 130
+    finally:
+        warnings.formatwarning = as_usual
+
+
+def _one_line(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """A warning as a user of the command line reads it: no file, no line of source."""
+    return f"tokcomp: warning: {' '.join(str(message).split())}\n"
 
 
 def _dispatch(given: list[str]) -> int:

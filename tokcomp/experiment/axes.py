@@ -16,7 +16,7 @@ from tokcomp.errors import ConfigurationError
 from tokcomp.experiment.compose import compose, own_hydra, register_plugins
 from tokcomp.experiment.config import RunConfig
 
-__all__ = ["Axes", "parsed_overrides", "read_axes", "refuse_wrong"]
+__all__ = ["Axes", "parsed_overrides", "plain", "read_axes", "refuse_wrong"]
 
 _EVERYWHERE = ("preset", "experiment")
 """Groups whose options choose options of other groups, so that they are checked together with everything."""
@@ -65,11 +65,16 @@ def read_axes(overrides: Sequence[str]) -> Axes:
         else:
             if not override.is_discrete_sweep():
                 raise ConfigurationError(f"'{text}' has no end: list the values, as {key}=1,2,3 or {key}=range(1,4)")
-            values = override.sweep_string_iterator()
+            values = [plain(value) for value in override.sweep_string_iterator()]
             swept[key] = tuple(f"{override.get_key_element()}={value}" for value in values)
             if not swept[key]:
                 raise ConfigurationError(f"'{text}' matches nothing: `tokcomp list {key}` names the options")
     return Axes(tuple(fixed), swept, tuple(told))
+
+
+def plain(value: str) -> str:
+    """A value of a sweep as a user writes it: Hydra escapes the colon of a dotted path, which needs none."""
+    return value.replace("\\:", ":")
 
 
 def parsed_overrides(overrides: Sequence[str]) -> list[tuple[str, Override]]:
@@ -78,7 +83,7 @@ def parsed_overrides(overrides: Sequence[str]) -> list[tuple[str, Override]]:
     Raises:
         ConfigurationError: one that cannot be read.
     """
-    register_plugins()
+    register_plugins(overrides)
     with own_hydra():
         parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
         return [(text, _parsed(parser, text)) for text in overrides]

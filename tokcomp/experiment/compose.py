@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,7 +18,10 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.version import VersionBase
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from pydantic import TypeAdapter
+from pydantic.fields import FieldInfo
 
+from tokcomp.benchmarks.base import benchmark_class, plugin_names
 from tokcomp.errors import ConfigurationError
 from tokcomp.experiment.overrides import GROUPS, refuse_unknown, refuse_unreadable
 from tokcomp.experiment.paths import config_dir, config_dirs, option_names
@@ -26,6 +30,8 @@ from tokcomp.registry import REGISTRIES
 __all__ = ["VERSION_BASE", "compose", "own_hydra", "register_plugins"]
 
 VERSION_BASE = "1.3"
+_BY_PATH = (*REGISTRIES, "benchmark")
+_PATH = re.compile(r"[A-Za-z_][\w.]*(?::[A-Za-z_][\w.]*|\.[A-Za-z_]\w*)")
 
 
 class _PluginConfigs(SearchPathPlugin):
@@ -38,18 +44,45 @@ class _PluginConfigs(SearchPathPlugin):
                 search_path.append("tokcomp-plugin", f"file://{folder}")
 
 
-def register_plugins() -> None:
-    """Tell Hydra of plug-ins: their ``configs`` folders, and an option for every strategy that has no file."""
+def register_plugins(overrides: Sequence[str] = ()) -> None:
+    """Tell Hydra of plug-ins: their ``configs`` folders, and an option for everything that has no file: registered strategies
+    and benchmarks, and those that ``overrides`` choose by a dotted path (``vision=my_pkg.my_idea:MyIdea``).
+
+    Raises:
+        PluginError: a dotted path that names no strategy or benchmark.
+    """
     Plugins.instance().register(_PluginConfigs)
-    store = ConfigStore.instance()
     for stage, registry in REGISTRIES.items():
         files = option_names(stage)
         for name in registry:
             if name not in files:
-                fields = registry[name].model_fields.items()
-                node = {field: "???" if info.is_required() else info.get_default(call_default_factory=True)
-                        for field, info in fields}  # fmt: skip
-                store.store(name=name, node={"name": name, **node}, group=stage, provider="tokcomp")
+                _store_option(stage, name, registry[name].model_fields)
+    files = option_names("benchmark")
+    for name in plugin_names():
+        if name not in files:
+            _store_option("benchmark", name, benchmark_class(name).model_fields)
+    for group, path in _paths_in(overrides):
+        cls = benchmark_class(path) if group == "benchmark" else REGISTRIES[group].at(path)
+        _store_option(group, path, cls.model_fields)
+
+
+def _store_option(group: str, name: str, fields: Mapping[str, FieldInfo]) -> None:
+    node = {field: "???" if info.is_required() else TypeAdapter(Any).dump_python(info.get_default(call_default_factory=True),
+                                                                                mode="json")
+            for field, info in fields.items()}  # fmt: skip
+    ConfigStore.instance().store(name=name, node={"name": name, **node}, group=group, provider="tokcomp")
+
+
+def _paths_in(overrides: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """The dotted paths that a command line chooses, by group; ``none,my_idea:MyIdea`` holds one, too."""
+    for text in overrides:
+        group, equals, values = text.partition("=")
+        if not equals or group not in _BY_PATH:
+            continue
+        for value in values.split(","):
+            value = value.strip().strip("'\"")
+            if _PATH.fullmatch(value):
+                yield group, value
 
 
 @contextmanager
@@ -78,7 +111,7 @@ def compose(overrides: Sequence[str] = (), *, config_name: str = "run") -> dict[
         ConfigurationError: an override that cannot be read, an unknown group, option or setting, a missing value; one
             line that names it and the nearest known name.
     """
-    register_plugins()
+    register_plugins(overrides)
     with own_hydra():
         parsed = refuse_unreadable(overrides)
         chosen = [override.key_or_group in GROUPS[config_name] for override in parsed]
@@ -105,7 +138,19 @@ def _plain(config: DictConfig) -> dict[str, Any]:
         if isinstance(error, MissingMandatoryValue):
             raise ConfigurationError(f"{key} has no default: give {key}=VALUE") from error
         raise ConfigurationError(f"{key}: {_first_lines(error)}" if key else _first_lines(error)) from error
-    return {str(key): value for key, value in plain.items()} if isinstance(plain, dict) else {}
+    if not isinstance(plain, dict):
+        return {}
+    return {str(key): _with_name(value) if key in _BY_PATH else value for key, value in plain.items()}
+
+
+def _with_name(section: Any) -> Any:
+    """A section that says by ``_target_`` which class it means, as one that has a ``name``."""
+    if not isinstance(section, dict) or "_target_" not in section:
+        return section
+    return {
+        "name": section["_target_"],
+        **{field: value for field, value in section.items() if field not in ("_target_", "name")},
+    }
 
 
 def _first_lines(error: BaseException) -> str:

@@ -67,6 +67,7 @@ class ModelConfig(Section):
         attention: the model's own attention implementation.
         device_map: ``auto`` or a device per part of the model, as transformers takes it; None: all on one device.
         trust_remote_code: run code that the checkpoint brings along.
+        adapter: dotted path of a function that tells the runner where the model's parts are; None: that of its family.
         prompt: template with ``{question}`` and ``<image>``; None: the processor's chat template.
         shape: sizes for counting FLOPs by name; None: those of the checkpoint's ``config.json``.
         image_tokens: vision tokens of one image for ``tokcomp flops``, of a model whose images have any size.
@@ -79,6 +80,7 @@ class ModelConfig(Section):
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     device_map: str | dict[str, str | int] | None = None
     trust_remote_code: bool = False
+    adapter: str | None = None
     prompt: str | None = None
     shape: str | None = None
     image_tokens: int | None = Field(default=None, ge=1)

@@ -14,6 +14,7 @@ from tokcomp.errors import ConfigurationError
 from tokcomp.experiment.checkpoint import loading, refuse_other_formats, refuse_too_large
 from tokcomp.experiment.config import ModelConfig
 from tokcomp.measure.shape import ModelShape
+from tokcomp.models.adapter import use_adapter
 
 __all__ = ["LoadedModel", "full_config", "load_model", "load_shape", "model_path", "random_model", "trained_model"]
 
@@ -138,6 +139,8 @@ def load_model(config: ModelConfig, *, device: str, dtype: torch.dtype) -> Loade
         if config.weights == "random"
         else trained_model(config, device, dtype)
     )
+    if config.adapter is not None:
+        use_adapter(model, config.adapter)
     return LoadedModel(model, processor, model.device, dtype, config.prompt)
 
 

@@ -14,7 +14,7 @@ __all__ = ["explain_settings", "unknown_setting"]
 
 def unknown_setting(name: str, section: str, known: Sequence[str]) -> str:
     """``'rr' is not a setting of vision 'tome'; did you mean 'r'? it takes: ...``"""
-    known = tuple(sorted({field for field in known if field != "name"}))
+    known = tuple(sorted({field for field in known if field not in ("name", "_target_")}))
     stage, _, strategy = section.partition(" ")
     if not known and strategy == "'none'":
         return f"'{name}' is not a setting of {section}, which has none: choose a strategy with {stage}=NAME first"

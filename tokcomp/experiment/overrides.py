@@ -104,5 +104,6 @@ def _section(path: Sequence[str], config: object) -> str:
     if not path:
         return ""
     top = config.get(path[0]) if isinstance(config, Mapping) else None
-    named = isinstance(top, Mapping) and len(path) == 1 and "name" in top
-    return f"{path[0]} '{top['name']}'" if named and isinstance(top, Mapping) else ".".join(path)
+    if isinstance(top, Mapping) and len(path) == 1 and (name := top.get("_target_", top.get("name"))) is not None:
+        return f"{path[0]} '{name}'"
+    return ".".join(path)

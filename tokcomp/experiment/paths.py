@@ -1,16 +1,14 @@
-"""Where configuration files lie: tokcomp's own, and those of installed plug-ins."""
+"""Where configuration files lie: tokcomp's own, those of installed plug-ins, and those of the working folder."""
 
 from __future__ import annotations
 
-from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 
 from tokcomp.errors import ConfigurationError
+from tokcomp.plugins import GROUPS, points
 
 __all__ = ["config_dir", "config_dirs", "option_file", "option_names"]
-
-_PLUGINS = "tokcomp.strategies"
 
 
 def config_dir() -> Path:
@@ -27,16 +25,23 @@ def config_dir() -> Path:
 
 
 def config_dirs() -> tuple[Path, ...]:
-    """tokcomp's folder, then the ``configs`` folder of every installed package that adds strategies and has one."""
+    """tokcomp's folder, then the ``configs`` folder of every installed package that adds strategies, models or benchmarks and
+    has one, then ``configs`` in the working folder, where ``tokcomp new`` and ``tokcomp calibrate`` write."""
     found = [config_dir()]
-    for point in entry_points(group=_PLUGINS):
-        # The top-level package is looked up without importing the plug-in, which may be broken.
-        spec = find_spec(point.module.partition(".")[0])
-        for location in (spec.submodule_search_locations if spec else None) or ():
-            folder = (Path(location) / "configs").resolve()
-            if folder.is_dir() and folder not in found:
-                found.append(folder)
+    for group in GROUPS:
+        for point in points(group):
+            # The top-level package is looked up without importing the plug-in, which may be broken.
+            spec = find_spec(point.module.partition(".")[0])
+            for location in (spec.submodule_search_locations if spec else None) or ():
+                _join(found, Path(location) / "configs")
+    _join(found, Path.cwd() / "configs")
     return tuple(found)
+
+
+def _join(found: list[Path], folder: Path) -> None:
+    folder = folder.resolve()
+    if folder.is_dir() and folder not in found:
+        found.append(folder)
 
 
 def option_names(group: str) -> tuple[str, ...]:

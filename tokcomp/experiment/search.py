@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 
 from tokcomp.errors import ConfigurationError, TokcompError, suggest
-from tokcomp.experiment.axes import Axes, parsed_overrides, refuse_wrong
+from tokcomp.experiment.axes import Axes, parsed_overrides, plain, refuse_wrong
 from tokcomp.experiment.compose import compose
 from tokcomp.experiment.config import RunConfig
 from tokcomp.experiment.store import Store, key_of
 from tokcomp.experiment.worker import execute
+from tokcomp.plugins import is_path
 from tokcomp.registry import REGISTRIES
 
 if TYPE_CHECKING:
@@ -71,7 +72,8 @@ class Searched:
 
 def read_space(overrides: Sequence[str]) -> Space:
     """What a command line spans: ``vision=tome,fastervlm`` chooses, ``vision.fastervlm.keep_ratio=interval(0.05,0.8)`` and
-    ``vision.tome.r=range(4,21)`` draw settings of the strategy that they name.
+    ``vision.tome.r=range(4,21)`` draw settings of the strategy that they name (``vision.MyIdea.keep_ratio=...`` for
+    ``vision=my_pkg.my_idea:MyIdea``).
 
     Raises:
         ConfigurationError: an override that cannot be read, an unknown strategy or setting, or nothing to choose.
@@ -79,12 +81,15 @@ def read_space(overrides: Sequence[str]) -> Space:
     fixed: list[str] = []
     choices: dict[str, tuple[str, ...]] = {}
     settings: dict[tuple[str, str, str], Callable[[Trial, str], Any]] = {}
+    drawn: list[tuple[list[str], Override]] = []
     for text, override in parsed_overrides(overrides):
         parts = override.key_or_group.split(".")
         if len(parts) == 3 and parts[0] in REGISTRIES:
-            settings[_setting(parts[0], parts[1], parts[2])] = _draw(override)
+            drawn.append((parts, override))
         elif override.is_sweep_override() and parts[0] in REGISTRIES and len(parts) == 1:
-            choices[parts[0]] = tuple(value.partition("=")[2] or value for value in override.sweep_string_iterator())
+            choices[parts[0]] = tuple(
+                plain(value).partition("=")[2] or plain(value) for value in override.sweep_string_iterator()
+            )
         elif override.is_sweep_override():
             raise ConfigurationError(
                 f"'{text}' cannot be searched: choose strategies (vision=tome,fastervlm) and draw settings of one of them "
@@ -92,6 +97,8 @@ def read_space(overrides: Sequence[str]) -> Space:
             )
         else:
             fixed.append(text)
+    for (stage, strategy, setting), override in drawn:
+        settings[_setting(stage, _chosen(strategy, choices.get(stage, ())), setting)] = _draw(override)
     for stage, strategy, setting in settings:
         if strategy not in choices.setdefault(stage, (strategy,)):
             raise ConfigurationError(
@@ -102,6 +109,13 @@ def read_space(overrides: Sequence[str]) -> Space:
             "nothing to search: give strategies to choose from, such as vision=none,tome,fastervlm"
         )
     return Space(tuple(fixed), choices, settings)
+
+
+def _chosen(strategy: str, choices: Sequence[str]) -> str:
+    """The choice that a setting's key means: a dotted path is named by its class alone, since a key has no colon."""
+    return next(
+        (name for name in choices if is_path(name) and name.replace(":", ".").endswith(f".{strategy}")), strategy
+    )
 
 
 def _setting(stage: str, strategy: str, name: str) -> tuple[str, str, str]:

@@ -1,23 +1,28 @@
 """What a model family must tell the runner: where its tower, projector and decoder layers are.
 
 An adapter holds references into one model and knows no strategy. Adding a family is one file in this folder that builds an
-:class:`Adapter` and registers it with :func:`register_adapter`.
+:class:`Adapter` and registers it with :func:`register_adapter`. Installed packages add families by the entry-point group
+``tokcomp.models``; ``model.adapter=my_pkg.adapters:build`` chooses a builder for one run.
 """
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import cache
+from importlib.metadata import EntryPoint
 from pathlib import Path
+from types import ModuleType
 from typing import Any
+from weakref import WeakKeyDictionary
 
-from torch import Tensor, nn
+from torch import nn
 
-from tokcomp.errors import UnsupportedError
+from tokcomp.errors import PluginError, UnsupportedError
 from tokcomp.models.layout import Call, Layout
-from tokcomp.models.projections import QueryKey
+from tokcomp.models.parts import Adapter, Decoder, Modality, Tower, TowerBlock
+from tokcomp.plugins import import_object, load_group
 
 __all__ = [
     "Adapter",
@@ -29,198 +34,102 @@ __all__ = [
     "TowerBlock",
     "find_adapter",
     "register_adapter",
+    "use_adapter",
 ]
-
-
-@dataclass(frozen=True)
-class TowerBlock:
-    """One transformer block of a vision tower, taken apart at its middle.
-
-    Attributes:
-        module: the block itself.
-        attention: its attention module (the one that calls the attention function).
-        attend: ``(hidden, **kwargs) -> hidden`` first half, residual included.
-        feed: ``(hidden) -> hidden`` second half, residual included.
-    """
-
-    module: nn.Module
-    attention: nn.Module
-    attend: Callable[..., Tensor]
-    feed: Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Tower:
-    """A vision tower and what stands between it and the prompt.
-
-    Attributes:
-        module: called once per encoding, with the pixels first.
-        blocks: its transformer blocks.
-        n_prefix: tokens before the patches inside the tower (CLS, registers).
-        has_cls: whether the first prefix token is a trained CLS token.
-        feature_block: number of the block whose output the model selects as image features; None when the model mixes
-            several layers.
-        entry: the module whose input is one state per unit, as deep in the projector as units go back: the projector
-            itself where it works token by token, what follows the folding of patches where it folds them.
-        exit: the module whose output is one state of the language model's width per unit.
-        layout: the tokens of a call.
-        config: the tower's config (its attention implementation is switched while attached).
-        branches: modules beside the way to ``exit`` that also make one state per unit of what a block puts out (DeepStack).
-        segmented: a packed tower whose blocks take ``cu_seqlens`` and ``position_embeddings``, and whose units are patches
-            that stand side by side.
-        packed: rows of the tower stand one after another in one sequence instead of in a batch.
-        late: methods of the multimodal module behind the projector that may make units, see :class:`Layout`.
-        sealed: why tokens cannot leave between the tower's blocks, to complete "...: <reason>"; empty where they can.
-    """
-
-    module: nn.Module
-    blocks: Sequence[TowerBlock]
-    n_prefix: int
-    has_cls: bool
-    feature_block: int | None
-    entry: nn.Module
-    exit: nn.Module
-    layout: Callable[[Call], Layout]
-    config: Any
-    packed: bool = False
-    sealed: str = ""
-    segmented: bool = False
-    branches: Sequence[nn.Module] = ()
-    late: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Modality:
-    """One kind of vision input.
-
-    Attributes:
-        kind: ``image`` or ``video``, as in the model's ``mm_encoder_outputs``.
-        token_id: its placeholder in the prompt.
-        encode: the name of the multimodal module's method that encodes it.
-    """
-
-    kind: str
-    token_id: int
-    encode: str
-
-
-@dataclass(frozen=True)
-class Decoder:
-    """The language model's stack of layers.
-
-    Attributes:
-        module: the model whose ``forward`` takes ``inputs_embeds`` and runs the layers.
-        layers: the decoder layers.
-        attentions: their attention modules.
-        rotary: ``(hidden, position_ids, layer) -> (cos, sin)``.
-        inv_freq: ``layer -> `` its rotary frequencies, for rotating cached keys; None for a layer without rotation.
-        planes: planes of position ids that the frequencies turn by: 1, or 3 for multimodal rotary positions (time, row,
-            column).
-        axes: the plane that each frequency turns by ``[d_rot / 2]``; None for a single plane.
-        interleaved: whether rotation pairs neighbouring dimensions, and not the halves.
-        windows: per layer, how many tokens back it sees (its own counted), or None for all; empty: no layer has a window.
-        tables: per layer, the name of the rotary table that it uses; empty: one for all.
-        first_position: position id of a prompt's first token.
-        masked: attention is causal only where a mask says so.
-        logits: ``layer -> `` what else its attention does to logits, by the names of
-            :func:`~tokcomp.ops.scores.attention_rows` (``softcap``, ``sinks``).
-        deepstack: how many of the first layers add vision features to their output (arguments ``visual_pos_masks`` and
-            ``deepstack_visual_embeds``).
-        config: the decoder's config.
-        query_key: queries and keys of a layer that has not run; None where the layers' layout hides them.
-        norm: the norm before the output head; None where there is none.
-    """
-
-    module: nn.Module
-    layers: Sequence[nn.Module]
-    attentions: Sequence[nn.Module]
-    rotary: Callable[..., tuple[Tensor, Tensor]]
-    inv_freq: Callable[[int], Tensor | None]
-    config: Any
-    planes: int = 1
-    axes: Callable[[], Tensor | None] = lambda: None
-    interleaved: Callable[[], bool] = lambda: False
-    query_key: QueryKey | None = None
-    norm: Callable[[Tensor], Tensor] | None = None
-    deepstack: int = 0
-    windows: tuple[int | None, ...] = ()
-    tables: tuple[str, ...] = ()
-    first_position: int = 0
-    masked: bool = False
-    logits: Callable[[int], dict[str, Any]] = lambda layer: {}
-
-    def window(self, layer: int) -> int | None:
-        """How many tokens back a layer sees, or None for all."""
-        return self.windows[layer] if self.windows else None
-
-    def table(self, layer: int) -> str:
-        """The name of a layer's rotary table."""
-        return self.tables[layer] if self.tables else ""
-
-
-@dataclass(frozen=True)
-class Adapter:
-    """One model as the runner sees it.
-
-    Attributes:
-        family: name for messages and tables.
-        model: the model that was given.
-        decoder: its language model.
-        tower: its vision tower, None for a plain language model.
-        multimodal: the module whose ``forward`` receives ``input_ids`` and splices image features into the prompt.
-        modalities: the kinds of vision input, images first.
-        embed: the input embedding table, to recognise placeholders in ``inputs_embeds``.
-        blocks: for models whose image tokens (or prefix) attend in both directions: from the arguments of
-            ``multimodal.forward`` the block of each token ``[b, l]``, -1 for causal ones, or None.
-        blocks_pass_window: in layers with a window, blocks see each other beyond it.
-    """
-
-    family: str
-    model: nn.Module
-    decoder: Decoder
-    tower: Tower | None = None
-    multimodal: nn.Module | None = None
-    modalities: tuple[Modality, ...] = ()
-    embed: nn.Module | None = None
-    blocks: Callable[[Mapping[str, Any]], Tensor | None] | None = None
-    blocks_pass_window: bool = False
 
 
 AdapterBuilder = Callable[[nn.Module], Adapter]
 _BUILDERS: dict[str, AdapterBuilder] = {}
+_CHOSEN: WeakKeyDictionary[nn.Module, AdapterBuilder] = WeakKeyDictionary()
 
 
 def register_adapter(*class_names: str) -> Callable[[AdapterBuilder], AdapterBuilder]:
     """Decorator: use this builder for models whose class, or one of its bases, has one of these names.
 
     Raises:
-        ValueError: another builder has the name already.
+        PluginError: it is no function, or another builder has the name already.
     """
 
     def add(builder: AdapterBuilder) -> AdapterBuilder:
+        _refuse_wrong("an adapter for " + " and ".join(f"'{name}'" for name in class_names), builder)
+        if builder.__module__.partition(".")[0] != "tokcomp":
+            _load_families()  # the built-in names are there first
         for name in class_names:
-            if _BUILDERS.get(name, builder) is not builder:
-                raise ValueError(f"an adapter for '{name}' is registered already: {_BUILDERS[name].__module__}")
-            _BUILDERS[name] = builder
+            taken = _BUILDERS.get(name, builder)
+            if (taken.__module__, taken.__qualname__) != (builder.__module__, builder.__qualname__):
+                raise PluginError(
+                    f"an adapter for '{name}' ({builder.__module__}.{builder.__qualname__}): the name is taken by "
+                    f"{taken.__module__}.{taken.__qualname__}; for one model alone take use_adapter or model.adapter"
+                )
+        _BUILDERS.update(dict.fromkeys(class_names, builder))
         return builder
 
     return add
 
 
+def use_adapter(model: nn.Module, builder: AdapterBuilder | str) -> None:
+    """Use this builder, or the one that a dotted path (``my_pkg.adapters:build``) names, for this one model, whatever its class.
+
+    Raises:
+        PluginError: there is no such function.
+    """
+    found = import_object(builder) if isinstance(builder, str) else builder
+    _refuse_wrong(f"the adapter {builder if isinstance(builder, str) else found}", found)
+    _CHOSEN[model] = found
+
+
+def _refuse_wrong(where: str, builder: object) -> None:
+    if not callable(builder) or isinstance(builder, type):
+        raise PluginError(f"{where} is not a function that takes a model and gives a tokcomp.models.adapter.Adapter")
+
+
+@cache
+def _load_families() -> None:
+    for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
+        importlib.import_module(f"{__package__}.{module.name}")  # importing registers
+
+
+@cache
+def _load_plugins() -> None:
+    """Import every installed adapter once; one that fails is named in a warning, leaves nothing behind, and the others go on."""
+    good = dict(_BUILDERS)
+
+    def take(point: EntryPoint, found: Any) -> None:
+        if not isinstance(found, ModuleType) and found not in _BUILDERS.values():
+            raise PluginError("it names neither a module nor a function that register_adapter has registered")
+        good.update(_BUILDERS)
+
+    def undo() -> None:
+        for name in _BUILDERS.keys() - good.keys():
+            del _BUILDERS[name]
+
+    load_group("tokcomp.models", take, undo)
+
+
 def find_adapter(model: nn.Module) -> Adapter:
-    """The adapter of ``model``: its family's, or one of parts that are found by their names (with a
+    """The adapter of ``model``: the one that was chosen for it (:func:`use_adapter`), its family's, one of an installed
+    package (entry-point group ``tokcomp.models``), or one of parts that are found by their names (with a
     :class:`~tokcomp.errors.DiscoveryWarning`).
 
     Raises:
         UnsupportedError: no family fits; the message names the class, the known families and the way out.
+        PluginError: a plug-in's builder gave something else than an adapter.
     """
     from tokcomp.models import causal, discovery
 
-    for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
-        importlib.import_module(f"{__package__}.{module.name}")  # importing registers
-    for base in type(model).__mro__:
-        if base.__name__ in _BUILDERS:
-            return _BUILDERS[base.__name__](model)
+    _load_families()
+    _load_plugins()
+    builder = _CHOSEN.get(model)
+    if builder is None:
+        builder = next((_BUILDERS[base.__name__] for base in type(model).__mro__ if base.__name__ in _BUILDERS), None)
+    if builder is not None:
+        adapter = builder(model)
+        if not isinstance(adapter, Adapter):
+            raise PluginError(
+                f"{builder.__module__}.{builder.__qualname__} gave {type(adapter).__name__} for {type(model).__name__}: an "
+                "adapter's builder returns a tokcomp.models.adapter.Adapter"
+            )
+        return adapter
     if discovery.looks_multimodal(model):
         return discovery.discover(model)
     if causal.looks_causal(model):
