@@ -112,8 +112,9 @@ def fused_column_sums(query: Tensor, key: Tensor, *, scale: float, position: Ten
     query = query if query.stride(3) == 1 else query.contiguous()
     key = key if key.stride(3) == 1 else key.contiguous()
     at = torch.zeros(1, t, dtype=torch.int32, device=query.device) if position is None else position.int().contiguous()
-    seen = at.new_zeros(1, 1, 1) if visible is None else visible.to(torch.int8).contiguous()
-    counted = at.new_zeros(1, 1) if counts is None else counts.to(torch.int8).contiguous()
+    # Where there is nothing to read, any pointer will do.
+    seen = at[:1, None] if visible is None else visible.to(torch.int8).contiguous()
+    counted = at[:1] if counts is None else counts.to(torch.int8).contiguous()
     lse = torch.empty(b, heads, t, dtype=torch.float32, device=query.device)
     sums = torch.empty(b, groups, length, dtype=torch.float32, device=query.device)
     wide = max(16, triton.next_power_of_2(dim))

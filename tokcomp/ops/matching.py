@@ -81,7 +81,7 @@ def _match_whole_rows(metric: Tensor, r: int, n_prefix: int) -> Selection:
     similarity, partner = (vectors[:, a] @ vectors[:, z].transpose(1, 2)).max(dim=-1)
     order = similarity.sort(dim=-1, descending=True, stable=True).indices
     alone = order[:, r:] if n_prefix == 0 else order[:, r:].sort(dim=-1).values
-    keep = torch.cat([2 * alone + start, to.expand(b, -1)], dim=1)
+    keep = torch.cat([index[a].expand(b, -1).gather(1, alone), to.expand(b, -1)], dim=1)
     assign = torch.empty(b, n, dtype=torch.long, device=metric.device)
     assign[:, z] = index[last : last + len(to)]
     assign[:, a] = (partner + last).scatter(1, alone, index[:last].expand(b, -1))

@@ -43,7 +43,9 @@ def apply_selection(
             several tokens sum to zero (the mean is undefined; outside debug mode the slot holds NaN or Inf).
     """
     if selection.assign is None:
-        return gather_tokens(tokens, selection.keep), gather_tokens(sizes[..., None], selection.keep)[..., 0]
+        padded = selection.ragged
+        moved = gather_tokens(sizes[..., None], selection.keep, padded=padded)[..., 0]
+        return gather_tokens(tokens, selection.keep, padded=padded), moved
 
     plain = selection.combine == "mean" and selection.cls_first is None
     if plain and selection.complete and not selection.ragged and selection.weight is None and selection.mix is None:
@@ -82,16 +84,10 @@ def _merged_rows(tokens: Tensor, sizes: Tensor, selection: Selection) -> tuple[T
     total = own.scatter_add(-1, slots, more)
     exact = torch.promote_types(tokens.dtype, torch.float32)
     # A token alone has the share 1, which leaves it as it is.
-    rows = _rows(tokens, keep) * (own / total).to(exact)[..., None]
-    added = _rows(tokens, others) * (more / total.gather(-1, slots)).to(exact)[..., None]
-    flat = rows.flatten(0, -2).index_add(0, _flat(slots, k), added.flatten(0, -2))
+    rows = gather_tokens(tokens, keep, padded=False) * (own / total).to(exact)[..., None]
+    added = gather_tokens(tokens, others, padded=False) * (more / total.gather(-1, slots)).to(exact)[..., None]
+    flat = rows.flatten(0, -2).index_add_(0, _flat(slots, k), added.flatten(0, -2))
     return flat.view(rows.shape).to(tokens.dtype), total
-
-
-def _rows(values: Tensor, index: Tensor) -> Tensor:
-    """Rows ``index`` ``[b, k]`` of ``values`` ``[b, n, d]``, none of them padding."""
-    rows = values.flatten(0, -2).index_select(0, _flat(index, values.shape[-2]))
-    return rows.view(*index.shape, values.shape[-1])
 
 
 def _means(tokens: Tensor, sizes: Tensor, selection: Selection, slots: Tensor) -> Tensor:
@@ -181,11 +177,13 @@ def merge_into(home: Tensor, place: Tensor, *, weight: Tensor | None = None) -> 
     return Selection.merge(keep, assign, weight=weight, ragged=widest != narrowest)
 
 
-def gather_tokens(values: Tensor, keep: Tensor) -> Tensor:
-    """Rows ``keep`` ``[b or 1, k]`` of ``values`` ``[b, n, d]`` as ``[b, k, d]``; zeros where ``keep`` is -1."""
+def gather_tokens(values: Tensor, keep: Tensor, *, padded: bool = True) -> Tensor:
+    """Rows ``keep`` ``[b or 1, k]`` of ``values`` ``[b, n, d]`` as ``[b, k, d]``; zeros where ``keep`` is -1 (``padded``: it may
+    be)."""
     index = _broadcast(keep, values).long()
-    rows = values.flatten(0, -2).index_select(0, _flat(index.clamp(min=0), values.shape[-2]))
-    return rows.view(*index.shape, values.shape[-1]).masked_fill_((index < 0)[..., None], 0)
+    at = index.clamp(min=0) if padded else index
+    rows = values.flatten(0, -2).index_select(0, _flat(at, values.shape[-2])).view(*index.shape, values.shape[-1])
+    return rows.masked_fill_((index < 0)[..., None], 0) if padded else rows
 
 
 def _broadcast(values: Tensor, tokens: Tensor) -> Tensor:
@@ -196,7 +194,9 @@ def _broadcast(values: Tensor, tokens: Tensor) -> Tensor:
 def _flat(index: Tensor, n: int) -> Tensor:
     """Indices ``[..., x]`` into rows of ``n`` as indices into all rows laid end to end."""
     rows = index.flatten(0, -2)
-    return (rows + n * torch.arange(rows.shape[0], device=index.device)[:, None]).flatten()
+    if len(rows) == 1:
+        return rows[0]
+    return (rows + torch.arange(0, n * len(rows), n, device=index.device)[:, None]).flatten()
 
 
 def _sum_slots(values: Tensor, slots: Tensor, k: int) -> Tensor:

@@ -116,7 +116,8 @@ def column_sums(
     _refuse_rows(t, length if causal else None, rows)
     if row_valid is None and key_valid is not None and key_valid.dim() == 2 and t <= length:
         row_valid = key_valid[:, length - t :]
-    position = torch.arange(length - t, length, device=query.device)[None]  # (1 or b, t): last key that a row sees
+    # (1 or b, t): last key that a row sees; int32 is what the kernel reads
+    position = torch.arange(length - t, length, device=query.device, dtype=torch.int32)[None]
     offset = length - t if causal else length  # piece [i0, i1) of rows in sequence order sees no key from i1 + this on
     if rows is not None and rows < t:
         query, position, row_valid = _last_rows(query, position, row_valid, rows)

@@ -16,7 +16,6 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 from tokcomp.errors import UnsupportedError
 from tokcomp.models.adapter import Decoder
 from tokcomp.ops.packed import Packed
-from tokcomp.runner.apply import gather_entries
 from tokcomp.runner.request import Entries, Request, Sequence
 
 __all__ = ["CompressedLayer", "adopt", "bound_request", "filled"]
@@ -50,6 +49,7 @@ class CompressedLayer(DynamicLayer):
 
     keys: Tensor
     values: Tensor
+    initial: Tensor  # set by `expect`
 
     def __init__(self, request: Request, number: int, window: int | None = None) -> None:
         super().__init__()
@@ -70,7 +70,6 @@ class CompressedLayer(DynamicLayer):
         self.packed: Packed | None = None
         self.attended = False
         self.fresh = 0
-        self.initial = torch.zeros(1, dtype=torch.long)
 
     # -- what transformers calls -------------------------------------------------------------------------------------
 
@@ -79,7 +78,13 @@ class CompressedLayer(DynamicLayer):
             raise UnsupportedError(
                 "this cache was packed by a policy with budgets per head: go on with it inside the `with` block of that policy"
             )
-        keys, values = super().update(key_states, value_states, *args, **kwargs)
+        if self.is_initialized:
+            super().update(key_states, value_states, *args, **kwargs)
+        else:
+            # Nothing to append to: the layer's own projections are the entries, without a copy.
+            self.lazy_initialization(key_states, value_states)
+            self.keys, self.values = _own(key_states), _own(value_states)
+        keys, values = self.keys, self.values
         fresh = key_states.shape[-2]
         # In the prefill a layer sees what is left of the prompt, but has "seen" all of it.
         later = self.arriving is None
@@ -139,15 +144,15 @@ class CompressedLayer(DynamicLayer):
         packed = () if self.packed is None else (self.packed.keys, self.packed.values)
         return (self.keys, self.values, *packed) if self.is_initialized else ()
 
-    def expect(self, sequence: Sequence, seen: int, initial: Tensor) -> None:
+    def expect(self, sequence: Sequence, seen: int, initial: Tensor, rows: Tensor) -> None:
         """The prefill is about to write ``sequence``, which is what is left of ``seen`` prompt tokens, ``initial`` ``[b]`` of
-        them vision tokens."""
+        them vision tokens; ``rows``: 0, 1, 2... ``[b]``."""
         self.index = sequence.index[:, None]
         self.valid = None if sequence.valid is None else sequence.valid[:, None]
         self.offset = sequence.offset
         at = sequence.positions
         self.phase = at[:, None] if at.dim() == 2 else at.permute(1, 2, 0)[:, None]
-        self.rows = torch.arange(sequence.index.shape[0], device=sequence.index.device)
+        self.rows = rows
         self.kin = id(sequence)
         self.dense, self.initial = sequence.length == seen, initial
         self.arriving = seen
@@ -168,14 +173,14 @@ class CompressedLayer(DynamicLayer):
     def likeness(self) -> tuple[object, ...]:
         """Layers of which this is equal hold equally many entries, and a policy can be asked about them at once."""
         noted = [None if table is None else table.shape[-1] for table in (self.index, self.valid)]
-        return (*self.keys.shape[:3], self.seen, self.window, *noted, *self.memory)
+        return (self.keys.device, *self.keys.shape[:3], self.seen, self.window, *noted, *self.memory)
 
-    def evict(self, index: Tensor, columns: Tensor, valid: Tensor | None, kin: int | None) -> None:
-        """Keep the entries ``index`` ``[b, g, k]``, which stand at ``columns`` ``[b, g, k]`` of the uncompressed sequence;
+    def evict(self, keys: Tensor, values: Tensor, columns: Tensor, valid: Tensor | None, kin: int | None) -> None:
+        """Hold these entries ``[b, g, k, d]`` only, which stand at ``columns`` ``[b, g, k]`` of the uncompressed sequence;
         ``valid`` tells which are no padding. What the policy remembers is set by the caller."""
         self.index, self.valid, self.kin = columns, valid, kin
         self.dense, self.aligned = False, self.aligned and valid is None
-        self.keys, self.values = gather_entries(self.keys, index), gather_entries(self.values, index)
+        self.keys, self.values = keys, values
         self._note_entries()
 
     def pack(self) -> None:
@@ -214,6 +219,11 @@ class CompressedLayer(DynamicLayer):
 
     def _note_entries(self) -> None:
         self.request.entries[self.number] = Entries(self.length, self.valid)
+
+
+def _own(states: Tensor) -> Tensor:
+    """``states``, or a copy where they are a view that would keep more than themselves alive (fused projections)."""
+    return states if states.untyped_storage().nbytes() == states.nbytes else states.clone()
 
 
 def filled(valid: Tensor, length: int) -> Tensor:

@@ -224,11 +224,11 @@ class Encoding:
         self.images.apply(site, selection, sizes)
         if self.segments is not None and self.images.touched:
             self.segments.follow()
-        index = selection.keep.clamp(min=0)
-        read = self.lasting if site.layer is None or not more else self.lasting | {site.layer}
+        read = self.signals.keys() & (self.lasting if site.layer is None or not more else self.lasting | {site.layer})
+        index = selection.keep.clamp(min=0) if read else selection.keep
         # What was seen of a token before stays with the token that stands at its place.
         self.signals = {number: {name: _carried(name, value, index) for name, value in self.signals[number].items()}
-                        for number in read & self.signals.keys()}  # fmt: skip
+                        for number in read}  # fmt: skip
         return shortened
 
     def _view(self, site: Site, tokens: Tensor) -> VisionView:
@@ -269,7 +269,7 @@ class Encoding:
         bias = images.sizes.clamp(min=1).log() if weighs else torch.zeros_like(images.sizes)
         if not images.uniform:
             bias = bias.masked_fill(~images.valid, _MASKED)
-        bias = torch.cat([bias.new_zeros(bias.shape[0], self.tower.n_prefix), bias], dim=1)
+        bias = torch.nn.functional.pad(bias, (self.tower.n_prefix, 0))
         return bias[:, None, None].to(dtype)
 
 

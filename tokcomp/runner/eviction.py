@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
 from itertools import count
 from typing import Any
 
@@ -16,16 +14,20 @@ from tokcomp.models.adapter import Decoder
 from tokcomp.ops.merging import apply_selection
 from tokcomp.runner.apply import gather_entries
 from tokcomp.runner.cache import CompressedLayer, filled
-from tokcomp.runner.entries import EntryTables, column
-from tokcomp.runner.numbering import Numbering
+from tokcomp.runner.entries import EntryTables
+from tokcomp.runner.numbering import Numbering, Turn
 from tokcomp.runner.observing import OBSERVED, observe
 from tokcomp.runner.passes import Observed, Pass
+from tokcomp.runner.showing import cache_view, joined
+from tokcomp.runner.stacking import fits, gathered
 from tokcomp.stages import CachePolicy
 from tokcomp.types import CacheView, Selection, Signal, debugging
 
 __all__ = ["Evictor"]
 
 _KIN = count(1)
+_TOGETHER, _TOGETHER_BYTES = 4, 64 * 2**20
+"""Layers of a prefill that a policy is asked about at once, and what their whole entries may take until then."""
 
 
 class Evictor:
@@ -48,6 +50,10 @@ class Evictor:
                 **logits: Any) -> None:  # fmt: skip
         """Note what the layer's policy wants to see of the attention that is about to run."""
         policy = self.policies[number]
+        plain = query.shape[2] == 1 and run.sees.valid is None and self.decoder.window(number) is None and not logits
+        if not run.prefill and plain and policy.layers_alike and policy.decodes() and fits(key, len(self.policies)):
+            run.observed = Observed(asked=(query, scale))
+            return
         if self.decoder.inv_freq(number) is None:
             run.rotary = None  # a layer that does not rotate its queries
         run.observed = observe(run, policy, query, key, scale, interleaved=self.decoder.interleaved(), **logits)
@@ -66,35 +72,44 @@ class Evictor:
             run.surveyed[layer.number] = policy.survey(view)
             layer.memory = dict(view.memory)
         elif run.prefill and not self._waits(policy):
-            self._act(run, policy, [layer], observed)
+            if not policy.layers_alike or policy.signals() & {Signal.ATTENTION_ROWS, Signal.QUERIES}:
+                self._act(run, policy, [layer], observed)
+                return
+            run.stepped.append((layer, observed))
+            waiting, held = len(run.stepped), sum(each.nbytes for each in layer.tensors())
+            if waiting == _TOGETHER or (waiting + 1) * held > _TOGETHER_BYTES:
+                self._act_together(run)
         elif not run.prefill and policy.decodes():
             layer.visible = None
             if policy.layers_alike:
-                run.stepped.append((layer, observed.received))
+                run.stepped.append((layer, observed))
             else:
                 self._act(run, policy, [layer], observed)
 
     def after_pass(self, run: Pass, layers: list[CompressedLayer]) -> None:
-        """Act on the layers that waited for the end of the pass; layers that hold equally many entries at once, where the
-        policy does not tell them apart."""
+        """Act on the layers that waited for the end of the pass."""
         final = None
-        if not run.prefill:
-            stepped, run.stepped = run.stepped, []
-        else:
-            stepped = [(layers[number], None) for number, policy in self.policies.items() if self._waits(policy)]
-            if stepped and run.sequence is not None:
+        if run.prefill:
+            waiting = [(layers[number], Observed()) for number, policy in self.policies.items() if self._waits(policy)]
+            run.stepped += waiting
+            if waiting and run.sequence is not None:
                 sequence = run.sequence
                 real = torch.ones_like(sequence.index, dtype=torch.bool) if sequence.valid is None else sequence.valid
                 final = torch.zeros_like(run.request.prompt.valid).scatter(1, sequence.index, real)
-        groups: dict[Any, list[tuple[CompressedLayer, Tensor | None]]] = {}
-        for layer, received in stepped:
+        self._act_together(run, final)
+
+    def _act_together(self, run: Pass, final: Tensor | None = None) -> None:
+        """Act on the layers that wait; on those that hold equally many entries at once, where the policy does not tell them
+        apart."""
+        stepped, run.stepped = run.stepped, []
+        groups: dict[Any, list[tuple[CompressedLayer, Observed]]] = {}
+        for layer, observed in stepped:
             policy = self.policies[layer.number]
             key = (policy, layer.likeness()) if policy.layers_alike else layer.number
-            groups.setdefault(key, []).append((layer, received))
+            groups.setdefault(key, []).append((layer, observed))
         for group in groups.values():
-            sums = [received for _, received in group if received is not None]
-            together = None if not sums else sums[0] if len(sums) == 1 else torch.cat(sums)
-            self._act(run, self.policies[group[0][0].number], [layer for layer, _ in group], Observed(together), final)
+            members = [layer for layer, _ in group]
+            self._act(run, self.policies[members[0].number], members, joined(group), final)
 
     @staticmethod
     def _waits(policy: CachePolicy) -> bool:
@@ -122,58 +137,21 @@ class Evictor:
         for position, layer in enumerate(layers):
             layer.memory = {name: _part(value, position, layers) for name, value in memory.items()}
 
+    def _view(self, policy: CachePolicy, layers: list[CompressedLayer], tables: EntryTables, observed: Observed,
+              final: Tensor | None = None, surveyed: Tensor | None = None) -> CacheView:  # fmt: skip
+        found = {"final": final, "surveyed": surveyed, "marked": self.marked}
+        return cache_view(self.numbering, policy, layers, tables, observed, **found)  # type: ignore[arg-type]
+
     @staticmethod
     def _tables(run: Pass, layers: list[CompressedLayer]) -> EntryTables:
         """The entries' tables; in a prefill, layers that hold the same tokens share them."""
-        if not run.prefill or len(layers) > 1:
+        one, several = layers[0], {layer.kin for layer in layers}
+        if not run.prefill or len(several) > 1:
             return EntryTables.of(layers)
-        key = ("entries", layers[0].kin, layers[0].length)
+        key = ("entries", one.kin, one.length, len(layers))
         if key not in run.memo:
             run.memo[key] = EntryTables.of(layers)
         return run.memo[key]
-
-    def _view(self, policy: CachePolicy, layers: list[CompressedLayer], tables: EntryTables, observed: Observed,
-              final: Tensor | None = None, surveyed: Tensor | None = None) -> CacheView:  # fmt: skip
-        """What the policy sees; ``final`` ``[b, l0]``: the prompt's columns that were alive after the last layer."""
-        first, length, received = layers[0], layers[0].length, observed.received
-        prompt, signals = first.request.prompt, policy.signals()
-        memory = {name: torch.cat([layer.memory[name] for layer in layers]) if len(layers) > 1 else value
-                  for name, value in first.memory.items()}  # fmt: skip
-        for name, value in memory.items():
-            if value.shape[-1] < length:
-                memory[name] = torch.nn.functional.pad(value, (0, length - value.shape[-1]))
-        keys, values = first.keys, first.values
-        if len(layers) > 1:  # no policy that is asked about several layers looks at these: their sizes are enough
-            keys = values = keys.new_empty(*tables.index.shape, 0)
-        rows = first.rows if len(layers) == 1 else torch.cat([layer.rows for layer in layers if layer.rows is not None])
-        return CacheView(
-            layer=first.number,
-            depth=len(self.decoder.layers),
-            keys=keys,
-            values=values,
-            valid=tables.valid,
-            index=tables.index.where(tables.valid, -1) if tables.padded else tables.index,
-            vision=tables.vision,
-            protected=tables.protected,
-            prompt=tables.prompt,
-            after=tables.after,
-            initial=torch.cat([layer.initial[layer.rows] for layer in layers]),
-            generated=first.seen - prompt.valid.shape[1],
-            n_queries=first.fresh,
-            group=self.decoder.config.num_attention_heads // tables.index.shape[1],
-            memory=memory,
-            padded=tables.padded,
-            marked=self.marked,
-            prompt_tokens=None if first.request.padded else prompt.valid.shape[1],
-            # A layer with a window has let go of entries that its attention still read.
-            _received=None if received is None else received[..., -length:],
-            _attention_rows=None if observed.rows is None else partial(_over_held, observed.rows, length),
-            _queries=None if observed.queries is None else observed.queries[:, :, -length:],
-            _rotation=partial(self.numbering.rotation, first) if Signal.QUERIES in signals else None,
-            _surveyed=surveyed,
-            _final=None if final is None else column(final[rows], tables.index) & tables.valid,
-            _digest=tables.digest if Signal.DIGEST in signals else None,
-        )
 
     def _apply(self, run: Pass, policy: CachePolicy, layers: list[CompressedLayer], selection: Selection,
                tables: EntryTables, memory: dict[str, Tensor]) -> None:  # fmt: skip
@@ -187,36 +165,42 @@ class Evictor:
         if tables.padded:
             keep = keep.masked_fill(~(gather_entries(tables.valid, keep.clamp(min=0)) & (keep >= 0)), -1)
         if policy.hides():
-            # Nothing leaves; the coming step sees what was selected (and itself).
-            seen = torch.zeros(*keep.shape[:2], length + 1, dtype=torch.bool, device=keep.device)
-            seen = seen.scatter(2, keep.where(keep >= 0, length), True)[..., :-1]
-            for position, layer in enumerate(layers):
-                layer.visible = _part(seen, position, layers)
-                layer.memory = {name: _part(value, position, layers) for name, value in memory.items()}
+            _hide(layers, keep, memory)
             return
         ragged = selection.ragged or tables.padded
-        index = keep.clamp(min=0) if ragged else keep
-        valid = keep >= 0 if ragged else None
-        all_stay = keep.shape[2] == length and selection.ascending and not ragged
+        self._evict(run, policy, layers, replace(selection, keep=keep, ragged=ragged), tables, memory,
+                    per_head=selection.keep.dim() == 3)  # fmt: skip
+
+    def _evict(self, run: Pass, policy: CachePolicy, layers: list[CompressedLayer], selection: Selection,
+               tables: EntryTables, memory: dict[str, Tensor], *, per_head: bool) -> None:  # fmt: skip
+        """Let entries leave; ``keep`` is that of every layer and head ``[layers * b, g, k]``."""
+        keep, length = selection.keep, layers[0].length
+        index = keep.clamp(min=0) if selection.ragged else keep
+        valid = keep >= 0 if selection.ragged else None
+        all_stay = keep.shape[2] == length and selection.ascending and not selection.ragged
         columns = gather_entries(tables.index, index)
         memory = {name: gather_entries(value, index) for name, value in memory.items()}
         # Where nothing of its own decides for a layer, layers that held the same tokens still do.
-        alike = policy.layers_alike and selection.keep.dim() == 2 and Signal.RECEIVED_ATTENTION not in policy.signals()
-        for position, layer in enumerate(layers):
+        alike = policy.layers_alike and not per_head and Signal.RECEIVED_ATTENTION not in policy.signals()
+        left: Any = [(layer.keys, layer.values) for layer in layers]
+        if not all_stay:
+            left = zip(*(gathered(each, index) for each in zip(*left, strict=True)), strict=True)
+        turns: list[Turn] = []
+        for position, (layer, (keys, values)) in enumerate(zip(layers, left, strict=True)):
             mine = _part(keep, position, layers)
-            before = self.numbering.before(layer, policy)
+            before = self.numbering.before(layer, policy, run.memo)
             used = None if layer.valid is None else filled(layer.valid, length).expand(-1, mine.shape[1], -1)
             layer.memory = {name: _part(value, position, layers) for name, value in memory.items()}
-            merged = (
-                None if selection.assign is None else self._merged(layer, policy, replace(selection, keep=keep), tables)
-            )
+            merged = None if selection.assign is None else self._merged(layer, policy, selection, tables)
             if not all_stay:
-                layer.evict(_part(index, position, layers), _part(columns, position, layers),
-                            None if valid is None else _part(valid, position, layers),
-                            run.memo.setdefault(("kin", layer.kin), -next(_KIN)) if alike and layer.kin else None)  # fmt: skip
+                kin = run.memo.setdefault(("kin", layer.kin), -next(_KIN)) if alike and layer.kin else None
+                layer.evict(keys, values, _part(columns, position, layers),
+                            None if valid is None else _part(valid, position, layers), kin)  # fmt: skip
             if merged is not None:
                 layer.keys, layer.values = merged
-            self.numbering.number_anew(layer, policy, mine, before, used, run.memo)
+            turns += self.numbering.number_anew(layer, policy, mine, before, used, run.memo)
+        self.numbering.turn(turns)
+        for layer in layers:
             if self.packs(layer.number):
                 layer.pack()
 
@@ -246,15 +230,19 @@ class Evictor:
             raise TokcompError(f"cache policy '{policy.name}' returned a wrong selection: {error}") from error
 
 
+def _hide(layers: list[CompressedLayer], keep: Tensor, memory: dict[str, Tensor]) -> None:
+    """Nothing leaves; the coming step sees what was selected (and itself)."""
+    length = layers[0].length
+    seen = torch.zeros(*keep.shape[:2], length + 1, dtype=torch.bool, device=keep.device)
+    seen = seen.scatter(2, keep.where(keep >= 0, length), True)[..., :-1]
+    for position, layer in enumerate(layers):
+        layer.visible = _part(seen, position, layers)
+        layer.memory = {name: _part(value, position, layers) for name, value in memory.items()}
+
+
 def _part(table: Tensor, position: int, layers: list[CompressedLayer]) -> Tensor:
     """One layer's rows of a table of all ``layers``."""
     if len(layers) == 1:
         return table
     batch = table.shape[0] // len(layers)
     return table[position * batch : (position + 1) * batch]
-
-
-def _over_held(rows: Callable[[], Iterator[tuple[Tensor, Tensor]]], length: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Attention rows over the last ``length`` keys, which are those that a layer with a window still holds."""
-    for attention, real in rows():
-        yield attention[..., -length:], real

@@ -34,7 +34,7 @@ class Images:
         marked: key tokens were marked. whole: no unit was dropped and none is padding (both known without asking).
         reordered: tokens may stand in another order than that of their units.
         history: after each site that shortened the sequence: the site and ``source`` as it was then.
-        block_tokens: per tower block, the tokens of each row that enter it ``[i]`` (prefix included), or one number.
+        blocks: of the tower that has run: blocks, prefix tokens, and the entries of ``history`` that were made in it.
         projected_tokens: tokens of each row that the projector computes ``[i]``, or one number.
         digest: integer per row that depends on its pixels only ``[i]``, or None where nobody needs it.
     """
@@ -52,7 +52,7 @@ class Images:
     whole: bool = False
     reordered: bool = False
     history: list[tuple[Site, Tensor]] = field(default_factory=list)
-    block_tokens: list[Tensor | int] = field(default_factory=list)
+    blocks: tuple[int, int, int] = (0, 0, 0)
     projected_tokens: Tensor | int = 0
     digest: Tensor | None = None
 
@@ -103,6 +103,18 @@ class Images:
     def grid(self) -> tuple[int, int]:
         """Rows and columns of units; where rows of the tower differ, those of the first."""
         return self.layout.grids[0]
+
+    @cached_property
+    def block_tokens(self) -> list[Tensor]:
+        """Per tower block, the tokens of each row that enter it ``[i]``, prefix included; found when it is asked for."""
+        depth, n_prefix, inside = self.blocks
+        changes = {site.layer: source for site, source in self.history[:inside] if site.layer is not None}
+        patches = 1 if self.members is None else self.members.shape[2]
+        entering = [torch.tensor(self.patches) + n_prefix]
+        for number in range(depth - 1):
+            after = changes.get(number)
+            entering.append(entering[-1] if after is None else (after.amax(dim=1) + 1) * patches + n_prefix)
+        return entering[:depth]
 
     @cached_property
     def members(self) -> Tensor | None:
@@ -165,14 +177,16 @@ class Images:
         """Follow a (cleaned) selection; ``sizes`` are the token sizes that merging gave ``[i, k]``."""
         n = self.origin.shape[1]
         keep, ragged = selection.keep, selection.ragged
-        present = keep >= 0 if ragged else torch.ones_like(keep, dtype=torch.bool)
+        k = keep.shape[1]
+        whole = self.uniform and not ragged  # nothing is padding, before and after
+        present = self.valid[:, :k] if whole else keep >= 0 if ragged else torch.ones_like(keep, dtype=torch.bool)
         index = keep.clamp(min=0) if ragged else keep
         shortened = keep.shape[1] < n or not selection.ascending or selection.assign is not None or ragged
         self.marked = self.marked or selection.protect is not None
         if self.marked:
             self.protected = _protected_after(self.protected, selection, index) & present
         elif shortened:
-            self.protected = torch.zeros_like(present)
+            self.protected = self.protected[:, :k]
         if not shortened:
             return
         self.source = compose_source(self.source, selection, n, whole=self.whole)

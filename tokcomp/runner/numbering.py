@@ -8,13 +8,17 @@ import torch
 from torch import Tensor
 
 from tokcomp.models.adapter import Decoder
-from tokcomp.ops.rotary import mean_rotation, rerotate, rotation, turn
+from tokcomp.ops.rotary import mean_rotation, rerotate, rotation
 from tokcomp.runner.apply import gather_entries
 from tokcomp.runner.cache import CompressedLayer, filled
 from tokcomp.runner.positions import close_up
+from tokcomp.runner.stacking import turned
 from tokcomp.stages import CachePolicy
 
-__all__ = ["Numbering"]
+__all__ = ["Numbering", "Turn"]
+
+Turn = tuple[CompressedLayer, Tensor, Tensor]
+"""A layer whose keys are to be turned, and the cosine and sine by which."""
 
 
 class Numbering:
@@ -23,20 +27,40 @@ class Numbering:
     def __init__(self, decoder: Decoder) -> None:
         self.decoder = decoder
 
-    def before(self, layer: CompressedLayer, policy: CachePolicy) -> Tensor | None:
+    def before(self, layer: CompressedLayer, policy: CachePolicy, shared: dict[Any, Any]) -> Tensor | None:
         """The keys' positions ahead of an eviction, where the policy's numbering goes by them."""
-        wanted = policy.positions == "rerotate" or (policy.positions == "renumber" and self.decoder.planes > 1)
-        return self._phases(layer) if wanted else None
+        if policy.positions != "rerotate" and not (policy.positions == "renumber" and self.decoder.planes > 1):
+            return None
+        if layer.kin is None:
+            return self._phases(layer)
+        name = ("phases", layer.kin, layer.length)
+        if name not in shared:
+            shared[name] = self._phases(layer)
+        phases: Tensor = shared[name]
+        return phases
 
     def number_anew(self, layer: CompressedLayer, policy: CachePolicy, keep: Tensor, before: Tensor | None,
-                    used: Tensor | None, shared: dict[Any, Any]) -> None:  # fmt: skip
+                    used: Tensor | None, shared: dict[Any, Any]) -> list[Turn]:  # fmt: skip
         """Number what comes next. ``keep`` ``[b, g, k]``: what stayed; ``before``, ``used``: positions and validity ahead of
-        the eviction; ``shared``: what was found for other layers in this pass."""
+        the eviction; ``shared``: what was found for other layers in this pass. Returns how its keys are still to be turned,
+        see :meth:`turn`."""
         if before is not None and self.decoder.planes > 1:
             used = torch.ones_like(before[..., 0], dtype=torch.bool) if used is None else used
             self._close_up(layer, keep, before, used, rotate=policy.positions == "rerotate")
         elif policy.positions != "keep":
-            self._place(layer, keep, before, shared)
+            return self._place(layer, keep, before, shared)
+        return []
+
+    def turn(self, turns: list[Turn]) -> None:
+        """Turn the keys of layers as :meth:`number_anew` said, those that turn alike at once."""
+        groups: dict[tuple[int, torch.Size], list[Turn]] = {}
+        for each in turns:
+            groups.setdefault((id(each[1]), each[0].keys.shape), []).append(each)
+        for group in groups.values():
+            _, cos, sin = group[0]
+            keys = turned([layer.keys for layer, _, _ in group], cos, sin, interleaved=self.decoder.interleaved())
+            for (layer, _, _), own in zip(group, keys, strict=True):
+                layer.keys = own
 
     def rotation(self, layer: CompressedLayer, steps: int) -> Tensor:
         """The mean of the rotations to the next ``steps`` positions ``[b, d, d]``."""
@@ -47,7 +71,8 @@ class Numbering:
         start = self._next(layer).expand(b)
         return mean_rotation(start, steps, freq, width, interleaved=self.decoder.interleaved())
 
-    def _place(self, layer: CompressedLayer, keep: Tensor, before: Tensor | None, shared: dict[Any, Any]) -> None:
+    def _place(self, layer: CompressedLayer, keep: Tensor, before: Tensor | None,
+               shared: dict[Any, Any]) -> list[Turn]:  # fmt: skip
         """Number what comes next by the length of the layer's cache; with the keys' positions ``before``, rotate them to
         their slots."""
         valid = layer.valid
@@ -55,10 +80,12 @@ class Numbering:
         if valid is not None:
             layer.offset = layer.request.next_position - filled(valid, layer.length).sum(dim=-1).amax(dim=-1) - start
         else:  # one tensor for all, so that they share their rotary tables
-            behind = layer.request.next_position - layer.length - start
-            layer.offset = shared.setdefault(("offset", layer.length), behind)
+            name = ("offset", layer.length)
+            if name not in shared:
+                shared[name] = layer.request.next_position - layer.length - start
+            layer.offset = shared[name]
         if before is None:
-            return
+            return []
         found = None if layer.kin is None else shared.get(("turns", layer.kin))
         if found is None:
             slots = torch.arange(layer.length, device=keep.device).expand_as(keep)
@@ -69,10 +96,11 @@ class Numbering:
             found = shared["turns", layer.kin] = slots, slots - gather_entries(before, keep.clamp(min=0)), turned
         layer.phase, moved, rotations = found
         freq = self.decoder.inv_freq(layer.number)
-        if freq is not None:
-            if id(freq) not in rotations:
-                rotations[id(freq)] = rotation(moved, freq)
-            layer.keys = turn(layer.keys, *rotations[id(freq)], interleaved=self.decoder.interleaved())
+        if freq is None:
+            return []
+        if id(freq) not in rotations:
+            rotations[id(freq)] = rotation(moved, freq)
+        return [(layer, *rotations[id(freq)])]
 
     def _close_up(self, layer: CompressedLayer, keep: Tensor, before: Tensor, used: Tensor, *,
                   rotate: bool) -> None:  # fmt: skip

@@ -29,11 +29,14 @@ class Observed:
 
     Attributes:
         received: ``[b, g, l]``. ``rows``: the chunks of query rows, made on demand. ``queries``: ``[b, h, l, d]``.
+        asked: the new token's query ``[b, h, 1, d]`` and the scale of its logits, where ``received`` is found for several
+            layers at once.
     """
 
     received: Tensor | None = None
     rows: Callable[[], Iterator[tuple[Tensor, Tensor]]] | None = None
     queries: Tensor | None = None
+    asked: tuple[Tensor, float] | None = None
 
 
 @dataclass
@@ -59,7 +62,7 @@ class Pass:
         rotary: cos and sin of the layer now running (prefill only).
         observed: what its policy asked to see of the attention of the layer that has just run.
         surveyed: per layer what its policy's survey found ``[b]`` (prefill only).
-        stepped: layers that the policy is asked about when all have run, with what their entries received.
+        stepped: layers about which the policy is yet to be asked, several at once, with what it asked to see of them.
         memo: masks and rotary tables that several layers share.
     """
 
@@ -82,7 +85,7 @@ class Pass:
     rotary: tuple[Tensor, Tensor] | None = None
     observed: Observed | None = None
     surveyed: dict[int, Tensor] = field(default_factory=dict)
-    stepped: list[tuple[CompressedLayer, Tensor | None]] = field(default_factory=list)
+    stepped: list[tuple[CompressedLayer, Observed]] = field(default_factory=list)
     memo: dict[Any, Any] = field(default_factory=dict)
 
     def counts(self) -> Tensor:
@@ -100,8 +103,9 @@ class Pass:
         if cache is not None:
             name = ("vision", id(sequence))
             if name not in self.memo:
-                self.memo[name] = sequence.vision_counts(self.request.prompt)
-            cache.layers[number].expect(sequence, self.request.prompt.valid.shape[1], self.memo[name])
+                rows = torch.arange(sequence.index.shape[0], device=sequence.index.device)
+                self.memo[name] = sequence.vision_counts(self.request.prompt), rows
+            cache.layers[number].expect(sequence, self.request.prompt.valid.shape[1], *self.memo[name])
         if self.moved:
             kwargs["position_embeddings"] = self.tables(number, hidden)
         self.rotary = kwargs.get("position_embeddings")

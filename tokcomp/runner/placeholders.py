@@ -176,7 +176,8 @@ def _filled(placement: Placement, kind: str, like: Tensor) -> _Filled | None:
             [alive, sizes, protected, starts, unit, torch.full_like(unit, item.call), stands - item.start + filled]
         )
         moved, filled = moved or placement.images[item.call].reordered, filled + item.length
-    columns = [torch.cat(column).to(like.device) for column in zip(*parts, strict=True)]
+    joined = parts[0] if len(parts) == 1 else [torch.cat(column) for column in zip(*parts, strict=True)]
+    columns = [column.to(like.device) for column in joined]
     alive, sizes, protected, starts, unit, call, stands = columns
     return _Filled(alive, sizes, protected, starts, unit, call, stands if moved else None)
 

@@ -69,7 +69,7 @@ class VisionStage:
     def install(self, hooks: Hooks) -> None:
         tower = self.tower
         hooks.before(tower.module, self._begin)
-        hooks.after(tower.module, self._count_blocks)
+        hooks.after(tower.module, self._note_blocks)
         hooks.after(tower.exit, self._after_projector)
         if self.reducer is None:
             return
@@ -163,15 +163,9 @@ class VisionStage:
         self._local.encoding = Encoding(self.tower, self.reducer, images, observed=self.observed, lasting=self.lasting,
                                         text=text, segments=segments, together=together)  # fmt: skip
 
-    def _count_blocks(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        images, n_prefix = self._encoding.images, self.tower.n_prefix
-        current: Tensor | int = torch.tensor(images.patches) + n_prefix
-        changes = {site.layer: source for site, source in images.history if site.layer is not None}
-        patches = 1 if images.members is None else images.members.shape[2]
-        for number in range(len(self.tower.blocks)):
-            images.block_tokens.append(current)
-            if number in changes:
-                current = (changes[number].amax(dim=1) + 1) * patches + n_prefix
+    def _note_blocks(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        images = self._encoding.images
+        images.blocks = len(self.tower.blocks), self.tower.n_prefix, len(images.history)
 
     def _repack(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         segments = self._encoding.segments

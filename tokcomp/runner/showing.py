@@ -1,0 +1,95 @@
+"""What a cache policy is shown of one layer, or of several at once as if they were samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from tokcomp.runner.cache import CompressedLayer
+from tokcomp.runner.entries import EntryTables, column
+from tokcomp.runner.numbering import Numbering
+from tokcomp.runner.passes import Observed
+from tokcomp.runner.stacking import received
+from tokcomp.stages import CachePolicy
+from tokcomp.types import CacheView, Signal
+
+__all__ = ["cache_view", "joined"]
+
+
+def cache_view(numbering: Numbering, policy: CachePolicy, layers: list[CompressedLayer], tables: EntryTables,
+               observed: Observed, *, marked: bool, final: Tensor | None = None,
+               surveyed: Tensor | None = None) -> CacheView:  # fmt: skip
+    """The view of ``layers``, which hold equally many entries.
+
+    Args:
+        marked: whether key tokens may be marked.
+        final: ``[b, l0]`` the prompt's columns that were alive after the last layer.
+        surveyed: ``[b, depth]`` what the policy's survey found in each layer.
+    """
+    first, length, decoder = layers[0], layers[0].length, numbering.decoder
+    prompt, signals = first.request.prompt, policy.signals()
+    memory = {name: torch.cat([layer.memory[name] for layer in layers]) if len(layers) > 1 else value
+              for name, value in first.memory.items()}  # fmt: skip
+    for name, value in memory.items():
+        if value.shape[-1] < length:
+            memory[name] = torch.nn.functional.pad(value, (0, length - value.shape[-1]))
+    keys, values = first.keys, first.values
+    if len(layers) > 1:  # no policy that is asked about several layers looks at these: their sizes are enough
+        keys = values = keys.new_empty(*tables.index.shape, 0)
+    if final is not None and Signal.FINAL_TOKENS in signals:
+        rows = first.rows if len(layers) == 1 else torch.cat([layer.rows for layer in layers if layer.rows is not None])
+        final = column(final[rows], tables.index) & tables.valid
+    return CacheView(
+        layer=first.number,
+        depth=len(decoder.layers),
+        keys=keys,
+        values=values,
+        valid=tables.valid,
+        index=tables.index.where(tables.valid, -1) if tables.padded else tables.index,
+        vision=tables.vision,
+        protected=tables.protected,
+        prompt=tables.prompt,
+        after=tables.after,
+        initial=_initial(layers),
+        generated=first.seen - prompt.valid.shape[1],
+        n_queries=first.fresh,
+        group=decoder.config.num_attention_heads // tables.index.shape[1],
+        memory=memory,
+        padded=tables.padded,
+        marked=marked,
+        prompt_tokens=None if first.request.padded else prompt.valid.shape[1],
+        _received=None if observed.received is None else observed.received[..., -length:],
+        _attention_rows=None if observed.rows is None else partial(_over_held, observed.rows, length),
+        _queries=None if observed.queries is None else observed.queries[:, :, -length:],
+        _rotation=partial(numbering.rotation, first) if Signal.QUERIES in signals else None,
+        _surveyed=surveyed,
+        _final=final if Signal.FINAL_TOKENS in signals else None,
+        _digest=tables.digest if Signal.DIGEST in signals else None,
+    )
+
+
+def joined(group: list[tuple[CompressedLayer, Observed]]) -> Observed:
+    """What was seen of several layers, one layer's samples after the other's."""
+    asked = [seen.asked for _, seen in group if seen.asked is not None]
+    if asked:
+        return Observed(received([query for query, _ in asked], [layer.keys for layer, _ in group], asked[0][1]))
+    # A layer with a window has let go of entries that its attention still read.
+    sums = [seen.received[..., -layer.length :] for layer, seen in group if seen.received is not None]
+    return Observed(None if not sums else sums[0] if len(sums) == 1 else torch.cat(sums))
+
+
+def _initial(layers: list[CompressedLayer]) -> Tensor:
+    """Vision entries that the prefill wrote of each row ``[layers * b]``."""
+    one, many = layers[0], len(layers)
+    if all(layer.initial is one.initial and layer.rows is one.rows for layer in layers):
+        return one.initial[one.rows].repeat(many) if many > 1 else one.initial[one.rows]
+    return torch.cat([layer.initial[layer.rows] for layer in layers])
+
+
+def _over_held(rows: Callable[[], Iterator[tuple[Tensor, Tensor]]], length: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Attention rows over the last ``length`` keys, which are those that a layer with a window still holds."""
+    for attention, real in rows():
+        yield attention[..., -length:], real
