@@ -7,7 +7,7 @@ from typing import ClassVar
 import pytest
 from pydantic import Field
 
-from tokcomp.cli.show import type_text
+from tokcomp.catalog.ask import type_text
 from tokcomp.errors import ConfigurationError
 from tokcomp.prefill.fastv import FastV
 from tokcomp.specs import PrefillSpec, build_strategy, explain

@@ -10,7 +10,7 @@ from typing import Any
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
-from tokcomp.cli.show import needs_text, type_text, without_cls
+from tokcomp.catalog.ask import needs_text, type_text, without_cls
 from tokcomp.experiment.paths import config_dir
 from tokcomp.registry import REGISTRIES
 from tokcomp.stages import Strategy

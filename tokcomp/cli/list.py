@@ -44,18 +44,20 @@ def execute(options: argparse.Namespace) -> int:
 
 
 def _strategies(stage: str) -> object:
+    from rich.markup import escape
     from rich.table import Table
 
-    from tokcomp.cli.show import needs_text
-    from tokcomp.registry import REGISTRIES
+    from tokcomp import __version__, catalog
 
-    table = Table(title=f"{stage}=...", title_justify="left")
-    for column in ("name", "what it does", "needs", "paper"):
+    table = Table(title=f"{stage}=...", title_justify="left", caption=f"built-in: tokcomp {__version__}",
+                  caption_justify="left")  # fmt: skip
+    for column in ("name", "what it does", "needs", "paper", "from"):
         table.add_column(column, overflow="fold")
-    for name, strategy in REGISTRIES[stage].items():
-        summary = (strategy.__doc__ or "").strip().partition("\n")[0]
-        table.add_row(name, summary, needs_text(strategy) or "-", strategy.paper or "-")
-    table.add_row("none", "The stage passes everything through.", "-", "-")
+    for one in catalog.entries(stage):
+        table.add_row(
+            escape(one.name), escape(one.summary), one.needs or "-", escape(one.paper) or "-", escape(one.origin)
+        )
+    table.add_row("none", "The stage passes everything through.", "-", "-", "built-in")
     return table
 
 
