@@ -89,8 +89,9 @@ def llava(attention: str) -> Any:
 
 @family("vipllava", plain)
 def vipllava(attention: str) -> Any:
-    config = VipLlavaConfig(vision_config=clip_config(), text_config=text_config(), image_token_index=IMAGE,
-                            vision_feature_layer=[-2, 1])  # fmt: skip
+    older = hasattr(VipLlavaConfig, "vision_feature_layers")  # the field's name in transformers 5.18
+    layers = {"vision_feature_layers" if older else "vision_feature_layer": [-2, 1]}
+    config = VipLlavaConfig(vision_config=clip_config(), text_config=text_config(), image_token_index=IMAGE, **layers)
     return ready(config, VipLlavaForConditionalGeneration, attention)
 
 

@@ -63,11 +63,14 @@ def build(model: nn.Module) -> Adapter:
 def build_vip(model: nn.Module) -> Adapter:
     """Adapter of ``VipLlavaForConditionalGeneration`` (arXiv 2312.00784), which mixes the features of several layers."""
     body = body_of(model)
+    config = body.config
+    # The field's name before transformers 5.24, and after it.
+    layers = config.vision_feature_layers if hasattr(config, "vision_feature_layers") else config.vision_feature_layer
     return Adapter(
         family="vipllava",
         model=model,
         decoder=decoder_of(body.language_model),
-        tower=clip_tower(body.vision_tower, body.multi_modal_projector, body.config.vision_feature_layer),
+        tower=clip_tower(body.vision_tower, body.multi_modal_projector, layers),
         multimodal=body,
         modalities=(Modality("image", body.config.image_token_id, "get_image_features"),),
         embed=body.get_input_embeddings(),

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from tokcomp.ops.precision import without_autocast
 from tokcomp.ops.scores import attention_rows, column_sums
 
 __all__ = ["received_attention", "received_sums", "unsplit"]
@@ -45,6 +46,7 @@ def unsplit(states: Tensor) -> Tensor:
     return states.transpose(1, 2).flatten(2)[:, None]
 
 
+@without_autocast
 def received_sums(query: Tensor, key: Tensor, *, scale: float, sees: Callable[[Tensor], Tensor],
                   row_valid: Tensor | None = None, rows: int | None = None, softcap: float | None = None,
                   sinks: Tensor | None = None, piece_bytes: int = _PIECE_BYTES) -> Tensor:  # fmt: skip

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.torch_version import TorchVersion
 
+from tokcomp.ops.precision import without_autocast
+
 __all__ = ["attention_rows", "column_sums"]
 
 _HIDDEN = torch.finfo(torch.float32).min
@@ -23,6 +25,7 @@ _WIDENING_PRODUCT = TorchVersion(torch.__version__) >= TorchVersion("2.8")  # bm
 _ROWS = (16, 128)  # the fewest rows of a piece, and as many as make its matrix product efficient
 
 
+@without_autocast
 def attention_rows(query: Tensor, key: Tensor, *, scale: float, mask: Tensor | None = None, softcap: float | None = None,
                    sinks: Tensor | None = None) -> Tensor:  # fmt: skip
     """Softmax attention of the given query rows over all keys ``[b, h, t, l]``, float32.
@@ -74,6 +77,7 @@ def _exact_product(query: Tensor, key: Tensor, scale: float) -> Tensor:
     return (query.float() * scale) @ key.float().transpose(-1, -2)
 
 
+@without_autocast
 def column_sums(
     query: Tensor,
     key: Tensor,

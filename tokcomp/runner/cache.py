@@ -11,14 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import DynamicLayer
 
 from tokcomp.errors import UnsupportedError
-from tokcomp.models.adapter import Decoder
 from tokcomp.ops.packed import Packed
 from tokcomp.runner.request import Entries, Request, Sequence
 
-__all__ = ["CompressedLayer", "adopt", "bound_request", "filled"]
+__all__ = ["CompressedLayer", "bound_request", "filled"]
 
 
 class CompressedLayer(DynamicLayer):
@@ -78,13 +77,7 @@ class CompressedLayer(DynamicLayer):
             raise UnsupportedError(
                 "this cache was packed by a policy with budgets per head: go on with it inside the `with` block of that policy"
             )
-        if self.is_initialized:
-            super().update(key_states, value_states, *args, **kwargs)
-        else:
-            # Nothing to append to: the layer's own projections are the entries, without a copy.
-            self.lazy_initialization(key_states, value_states)
-            self.keys, self.values = _own(key_states), _own(value_states)
-        keys, values = self.keys, self.values
+        keys, values = self._write(key_states, value_states, *args, **kwargs)
         fresh = key_states.shape[-2]
         # In the prefill a layer sees what is left of the prompt, but has "seen" all of it.
         later = self.arriving is None
@@ -98,6 +91,16 @@ class CompressedLayer(DynamicLayer):
             # As many entries as the next token can reach at most; dropped ones between them leave some beyond its window.
             self._forget(self.length - self.window + 1)
         return keys, values
+
+    def _write(self, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Store what a pass adds; returns all keys and values."""
+        if self.is_initialized:
+            super().update(keys, values, *args, **kwargs)
+        else:
+            # Nothing to append to: the layer's own projections are the entries, without a copy.
+            self.lazy_initialization(keys, values)
+            self.keys, self.values = _own(keys), _own(values)
+        return self.keys, self.values
 
     def get_seq_length(self) -> int:
         return self.seen
@@ -209,6 +212,9 @@ class CompressedLayer(DynamicLayer):
         self.keys, self.values = change(self.keys), change(self.values)
         if self.packed is not None and moved:
             self.packed = self.packed.rows(change)
+        self._each_table(change)
+
+    def _each_table(self, change: Callable[[Tensor], Tensor]) -> None:
         for name in ("valid", "index", "offset", "phase", "visible", "rows"):
             value = getattr(self, name)
             # One row may serve the whole batch; it serves any other batch as well.
@@ -230,26 +236,6 @@ def filled(valid: Tensor, length: int) -> Tensor:
     """``valid`` ``[..., m]`` with True for the entries that came after the first m, ``[..., length]``."""
     fresh = length - valid.shape[-1]
     return valid if fresh == 0 else torch.nn.functional.pad(valid, (0, fresh), value=True)
-
-
-def adopt(cache: Any, request: Request, decoder: Decoder, *, note_reads: bool) -> None:
-    """Give an empty cache compressed layers; ``note_reads``: let the request note what every later pass reads.
-
-    Raises:
-        UnsupportedError: the cache is of a kind whose layers cannot have lengths of their own.
-    """
-    kinds = {DynamicLayer, DynamicSlidingWindowLayer}
-    plain = isinstance(cache, DynamicCache) and all(type(layer) in kinds for layer in cache.layers)
-    if not plain or getattr(cache, "offloading", False):
-        found = {type(layer).__name__ for layer in getattr(cache, "layers", [])} or {type(cache).__name__}
-        raise UnsupportedError(
-            f"a {type(cache).__name__} with {', '.join(sorted(found))} cannot be compressed: its layers must be able to "
-            "have different lengths. Use the default dynamic cache (no cache_implementation, no StaticCache)"
-        )
-    depth = len(decoder.layers)
-    request.entries = [Entries() for _ in range(depth)]
-    request.reads = [[] for _ in range(depth)] if note_reads else None
-    cache.layers = [CompressedLayer(request, number, decoder.window(number)) for number in range(depth)]
 
 
 def bound_request(cache: Any) -> Request | None:

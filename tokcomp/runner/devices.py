@@ -10,7 +10,7 @@ from torch import nn
 from tokcomp.errors import UnsupportedError
 from tokcomp.models.adapter import Adapter
 
-__all__ = ["refuse_several_devices"]
+__all__ = ["device_of", "moves_inputs", "refuse_several_devices"]
 
 
 def refuse_several_devices(adapter: Adapter) -> None:
@@ -34,6 +34,16 @@ def refuse_several_devices(adapter: Adapter) -> None:
             f"this model is split over several devices ({where}), and tokens are compressed on one: load it with "
             'device_map={"": DEVICE} (offloaded weights are fine)'
         )
+
+
+def moves_inputs(model: nn.Module) -> bool:
+    """Whether hooks of accelerate bring what the model is called with to its devices."""
+    return getattr(model, "_hf_hook", None) is not None
+
+
+def device_of(module: nn.Module) -> torch.device | None:
+    """Where a module's first weight lies; None for a module without weights."""
+    return next((parameter.device for parameter in module.parameters()), None)
 
 
 def _devices(module: nn.Module) -> set[torch.device]:

@@ -15,11 +15,16 @@ from tokcomp.errors import FeatureError, UnsupportedError
 from tokcomp.models.adapter import Adapter, Layout, Modality
 from tokcomp.runner.hooks import Hooks
 from tokcomp.runner.images import Images
+from tokcomp.runner.placeholders import refuse_misfit
 
 __all__ = ["Encoded"]
 
 _MARK = "_tokcomp_images"
 """Attribute of an encoder's output, and of the features in it, that names the session and the images it belongs to."""
+
+
+_SIZES = "image_sizes", "image_grid_thw", "video_grid_thw"
+"""Arguments that tell how large images are."""
 
 
 class Encoded:
@@ -89,19 +94,24 @@ class Encoded:
             self._local.pending += images
         return counts
 
+    def announce(self, masks: Mapping[str, Tensor]) -> None:
+        """What is encoded next is for these placeholders ``[b, l]``, per kind: :meth:`check` goes by them until a forward
+        pass brings its own."""
+        self._local.counts = {kind: mask.sum(dim=1).tolist() for kind, mask in masks.items()}
+
     def check(self, kind: str, layout: Layout) -> None:
         """Refuse images that do not fill the placeholders of the pass that is under way.
 
         Raises:
-            FeatureError: placeholders and features disagree.
+            FeatureError: placeholders and features disagree, or images give no tokens.
         """
-        total = sum(getattr(self._local, "counts", {}).get(kind, ()))
-        tokens = sum(layout.lengths)
-        if total % tokens:
+        if not sum(layout.lengths):
             raise FeatureError(
-                f"the prompt has {total} {kind} placeholders, but the {kind}s give {tokens} tokens: build input_ids and "
-                "pixel_values with the model's own processor (chunked prefill is not supported)"
+                f"the {kind}s are smaller than a patch and give no tokens: leave them out, or enlarge them"
             )
+        counts = getattr(self._local, "counts", {})
+        if kind in counts:
+            refuse_misfit(kind, layout.lengths, counts[kind])
 
     def _watched(self, modality: Modality, original: Callable[..., Any]) -> Callable[..., Any]:
         names = tuple(inspect.signature(original).parameters)
@@ -135,10 +145,12 @@ def _carriers(output: Any) -> list[Any]:
 
 
 def _refuse_unfit_pixels(given: Mapping[str, Any]) -> None:
-    for name, pixels in given.items():
-        if not name.startswith("pixel_values"):
-            continue
-        for part in _tensors(pixels):
+    for name, value in given.items():
+        for part in _tensors(value):
+            if name in _SIZES and part.numel() and bool((part < 1).any()):
+                raise FeatureError(f"{name} {part.tolist()} tells of an image without pixels: leave empty images out")
+            if not name.startswith("pixel_values"):
+                continue
             if part.numel() == 0:
                 raise FeatureError(
                     f"{name} has shape {tuple(part.shape)}, which holds no pixels: leave empty images out"
@@ -152,4 +164,4 @@ def _refuse_unfit_pixels(given: Mapping[str, Any]) -> None:
 def _tensors(value: Any) -> Iterable[Tensor]:
     if isinstance(value, Tensor):
         return (value,)
-    return value if isinstance(value, list | tuple) else ()
+    return [each for each in value if isinstance(each, Tensor)] if isinstance(value, list | tuple) else ()

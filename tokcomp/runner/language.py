@@ -13,8 +13,9 @@ from transformers.cache_utils import DynamicCache
 
 from tokcomp.errors import UnsupportedError
 from tokcomp.models.adapter import Adapter
+from tokcomp.runner.adoption import adopt
 from tokcomp.runner.arguments import by_name, cache_in, cache_name
-from tokcomp.runner.cache import CompressedLayer, adopt, bound_request
+from tokcomp.runner.cache import CompressedLayer, bound_request
 from tokcomp.runner.deepstack import taken_over
 from tokcomp.runner.encoded import Encoded
 from tokcomp.runner.eviction import Evictor
@@ -139,8 +140,9 @@ class LanguageStage:
         self._refuse_half_measures(cache)
         self._refuse_recomputation()
         if cache is not None:
+            policy = None if self.evictor is None else self.evictor.name
             acts = self.evictor is not None and self.evictor.decodes
-            adopt(cache, request, self.decoder, note_reads=acts)
+            adopt(cache, request, self.decoder, policy=policy, note_reads=acts)
         sequence, seen, changed = self.reader.first_sequence(request, {**seen, self._cache_name: cache})
         seen, deepstack = taken_over(seen)
         self._local.run = Pass(self.decoder, request, True, sequence.positions, sequence=sequence, changed=changed,

@@ -12,7 +12,7 @@ from tokcomp.errors import CompatibilityError, FeatureError
 from tokcomp.runner.images import Images
 from tokcomp.runner.request import Prompt
 
-__all__ = ["Placement", "build_prompt", "place_images", "text_digest"]
+__all__ = ["Placement", "build_prompt", "place_images", "refuse_misfit", "text_digest"]
 
 _ODD = -7046029254386353131
 
@@ -102,6 +102,22 @@ def _hand_out(kind: str, items: list[Item], counts: Sequence[int]) -> list[list[
         samples += [items[at:end]] * repeats
         at = end
     return samples
+
+
+def refuse_misfit(kind: str, lengths: Sequence[int], counts: Sequence[int]) -> None:
+    """Raise where images or videos of these lengths do not fill the placeholders ``counts`` of the samples.
+
+    Raises:
+        FeatureError: placeholders and features disagree.
+    """
+    total, tokens = sum(counts), sum(lengths)
+    if total == 0 or total % tokens:
+        raise FeatureError(
+            f"the prompt has {total} {kind} placeholders, but the {kind}s give {tokens} tokens: build input_ids and "
+            "pixel_values with the model's own processor (chunked prefill is not supported)"
+        )
+    if total == tokens:  # else other calls fill the rest, or samples are repeated
+        _hand_out(kind, [Item(0, owner, 0, length) for owner, length in enumerate(lengths)], counts)
 
 
 def build_prompt(masks: Mapping[str, Tensor], valid: Tensor, placement: Placement, *, digest: Tensor | None) -> Prompt:

@@ -13,6 +13,7 @@ from tokcomp.runner.devices import refuse_several_devices
 from tokcomp.runner.encoded import Encoded
 from tokcomp.runner.hooks import Hooks
 from tokcomp.runner.language import LanguageStage
+from tokcomp.runner.preflight import Preflight
 from tokcomp.runner.text import PromptText
 from tokcomp.runner.tower import VisionStage
 from tokcomp.runner.trace import Trace
@@ -57,6 +58,9 @@ class Session:
             tower = VisionStage(adapter.tower, vision, encoded, digests=digests, family=adapter.family, text=text)
         hooks = Hooks()
         try:
+            if language.active:
+                policy = None if cache is None else cache.name
+                Preflight(adapter, encoded, language.reader.placeholders, policy).install(hooks)
             if text is not None:
                 text.install(hooks)
             if tower is not None:

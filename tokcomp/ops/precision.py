@@ -1,0 +1,29 @@
+"""Keeps autocast from what is computed in float32 on purpose."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import ParamSpec
+
+import torch
+from torch import Tensor
+
+__all__ = ["without_autocast"]
+
+_Rest = ParamSpec("_Rest")
+
+
+def without_autocast(function: Callable[_Rest, Tensor]) -> Callable[_Rest, Tensor]:
+    """Decorator of a function of tensors: inside ``torch.autocast`` it computes as outside."""
+
+    @functools.wraps(function)
+    def exact(*args: _Rest.args, **kwargs: _Rest.kwargs) -> Tensor:
+        first = args[0]
+        assert isinstance(first, Tensor)
+        if not torch.is_autocast_enabled(first.device.type):
+            return function(*args, **kwargs)
+        with torch.autocast(first.device.type, enabled=False):
+            return function(*args, **kwargs)
+
+    return exact
