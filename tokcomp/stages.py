@@ -45,6 +45,11 @@ class Strategy(BaseModel, ABC):
         """What this very strategy reads: ``needs``, unless it wraps others and reads what they do."""
         return self.needs
 
+    def departures(self) -> dict[str, str]:
+        """Rules of the contract that this very strategy departs from on purpose, by name, each with its reason; only those
+        about budget and cost may be departed from."""
+        return {}
+
     def spec(self) -> dict[str, object]:
         """The strategy as plain data, ``{"name": ..., fields...}``: what :class:`~tokcomp.Pipeline` takes back."""
         return {"name": self.home or self.name, **self.model_dump(mode="json")}

@@ -6,9 +6,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from tests.prefill.views import alone, kept, random_view, tensor_fields
 from tokcomp import PREFILL, Budget, PrefillFilter, PrefillView
 from tokcomp.errors import CompatibilityError
+from tokcomp.testing.prefill_views import alone, kept, random_view, tensor_fields
 
 DEPTHS = (4, 8, 32)
 SHAPES = [[1], [7], [30], [1, 1, 1], [9, 9, 9], [12, 1, 5], [31, 24, 30]]

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.vision.views import alone, decision, random_view, tensor_fields
 from tokcomp import VISION, Selection, VisionReducer, VisionView
 from tokcomp.ops.merging import apply_selection
+from tokcomp.testing.vision_views import alone, decision, random_view, tensor_fields
 
 DEPTH = 4
 VARIANTS: dict[str, list[dict[str, Any]]] = {

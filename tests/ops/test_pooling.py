@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.golden_cases import folders, group, meta
-from tests.vision.views import random_view
 from tokcomp.ops.merging import apply_selection, compose_source
 from tokcomp.ops.pooling import average_pool, merge_windows, window_members
+from tokcomp.testing.vision_views import random_view
 
 UNITS = [(folder, case) for folder in folders("mustdrop_units") for case in meta(folder).get("merge", {})]
 

@@ -14,10 +14,10 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from tests.golden_cases import group, listed_cases
-from tests.prefill.views import alone, kept, random_view
 from tokcomp import PREFILL, PrefillView
 from tokcomp.errors import CompatibilityError
 from tokcomp.prefill.dart import Dart
+from tokcomp.testing.prefill_views import alone, kept, random_view
 
 
 def survivors(view: PrefillView, pivots: tuple[int, int], shares: list[int]) -> list[int]:

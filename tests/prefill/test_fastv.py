@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tests.golden_cases import folders, group, meta
-from tests.prefill.views import alone, kept, random_view
 from tokcomp import PREFILL
 from tokcomp.errors import CompatibilityError
 from tokcomp.prefill.fastv import FastV
+from tokcomp.testing.prefill_views import alone, kept, random_view
 
 
 @settings(max_examples=60, deadline=None)

@@ -13,10 +13,10 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from tests.golden_cases import folders, group, meta
-from tests.prefill.views import alone, kept, random_view
 from tokcomp import PREFILL, PrefillView
 from tokcomp.errors import CompatibilityError
 from tokcomp.prefill.mustdrop import MustDrop
+from tokcomp.testing.prefill_views import alone, kept, random_view
 
 
 def survivors(attention: Tensor, theta_g: float, theta_i: float, protected: list[bool]) -> list[int]:

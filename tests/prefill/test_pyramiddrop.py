@@ -14,10 +14,10 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from tests.golden_cases import group, listed_cases
-from tests.prefill.views import alone, kept, random_view
 from tokcomp.errors import CompatibilityError
 from tokcomp.models.projections import query_key_of
 from tokcomp.prefill.pyramiddrop import PyramidDrop
+from tokcomp.testing.prefill_views import alone, kept, random_view
 from tokcomp.types import PrefillView
 
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from tests.prefill.views import random_view
 from tokcomp.errors import CompatibilityError
 from tokcomp.prefill.random import Random
+from tokcomp.testing.prefill_views import random_view
 
 
 def test_depends_on_digest_and_seed_only() -> None:

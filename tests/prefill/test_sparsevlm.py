@@ -14,7 +14,6 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from tests.golden_cases import group, listed_cases
-from tests.prefill.views import alone, kept, random_view
 from tokcomp import PREFILL, Pipeline, PrefillView, Selection
 from tokcomp.experiment.compose import compose
 from tokcomp.measure.schedule import expected_workload
@@ -23,6 +22,7 @@ from tokcomp.ops.merging import apply_selection
 from tokcomp.ops.recycling import recycle
 from tokcomp.prefill.sparsevlm import SparseVLM
 from tokcomp.specs import build_strategy
+from tokcomp.testing.prefill_views import alone, kept, random_view
 
 
 def raters_of(vision: Tensor, text: Tensor) -> list[int]:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from tests.golden_cases import folders, meta
-from tests.vision.views import random_view
 from tokcomp import VisionView
 from tokcomp.ops.scores import attention_rows
+from tokcomp.testing.vision_views import random_view
 
 
 def cases(method: str) -> list[tuple[Path, dict[str, Any]]]:

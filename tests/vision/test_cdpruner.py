@@ -14,10 +14,10 @@ from torch import Tensor
 
 from tests.golden_cases import folders, group, meta
 from tests.tiny_models import batch, generate, llava, pixels, prompt
-from tests.vision.views import random_view
 from tokcomp import Pipeline, Site
 from tokcomp.errors import CompatibilityError, UnsupportedError
 from tokcomp.ops.relevance import clip_relevance, in_unit_range
+from tokcomp.testing.vision_views import random_view
 from tokcomp.vision.cdpruner import CDPruner
 
 CASES = [pytest.param(folder, case, id=f"{folder.name}-{case['name']}")

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.golden_cases import folders, group, meta
-from tests.vision.views import random_view
 from tokcomp import Site
 from tokcomp.ops.diversity import farthest_points
+from tokcomp.testing.vision_views import random_view
 from tokcomp.vision.divprune import DivPrune
 
 CASES = [pytest.param(folder, case, id=f"{folder.name}-{case['name']}")

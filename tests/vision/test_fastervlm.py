@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.golden_cases import folders, group, meta
-from tests.vision.views import random_view
+from tokcomp.testing.vision_views import random_view
 from tokcomp.vision.fastervlm import FasterVLM
 
 CASES = [pytest.param(folder, case, id=f"{folder.name}-{case['name']}")

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from tests.golden_cases import folders, group, meta
 from tests.models.families import families
-from tests.vision.views import random_view
 from tokcomp import Pipeline, Selection, VisionView
+from tokcomp.testing.vision_views import random_view
 from tokcomp.vision.hired import HiRED
 
 CASES = [pytest.param(folder, case, id=f"{folder.name}-{case['name']}")

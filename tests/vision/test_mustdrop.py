@@ -11,10 +11,10 @@ import torch
 from pydantic import ValidationError
 
 from tests.golden_cases import folders, group, meta
-from tests.vision.views import random_view
 from tokcomp import VISION, Selection, Site
 from tokcomp.errors import CompatibilityError
 from tokcomp.ops.merging import apply_selection
+from tokcomp.testing.vision_views import random_view
 from tokcomp.types import VisionView
 from tokcomp.vision.mustdrop import MustDrop
 

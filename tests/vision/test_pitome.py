@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.vision.views import random_view
 from tokcomp import Site
 from tokcomp.ops.merging import apply_selection
+from tokcomp.testing.vision_views import random_view
 from tokcomp.vision.pitome import PiToMe
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from tests.vision.views import random_view
 from tokcomp import Site
 from tokcomp.ops.merging import apply_selection
+from tokcomp.testing.vision_views import random_view
 from tokcomp.vision.pool import Pool
 
 

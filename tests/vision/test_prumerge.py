@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from tests.golden_cases import group
 from tests.vision.prumerge_cases import cases, golden_view, outliers, plain
-from tests.vision.views import random_view
 from tokcomp.ops.merging import apply_selection
 from tokcomp.ops.neighbours import take_up_neighbours
 from tokcomp.ops.outliers import outlier_counts
+from tokcomp.testing.vision_views import random_view
 from tokcomp.vision.prumerge import PruMerge
 
 CASES = [pytest.param(folder, case, id=f"{folder.name}-{case['name']}") for folder, case in cases("plain")]

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from tests.golden_cases import group
 from tests.vision.prumerge_cases import cases, golden_view, outliers, plain
-from tests.vision.views import random_view
 from tokcomp.ops.merging import apply_selection
+from tokcomp.testing.vision_views import random_view
 from tokcomp.vision.prumerge_plus import PruMergePlus
 
 CASES = [pytest.param(folder, case, id=f"{folder.name}-{case['name']}") for folder, case in cases("plus")]

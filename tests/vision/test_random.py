@@ -8,8 +8,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from tests.vision.views import alone, random_view
 from tokcomp import VISION, Site
+from tokcomp.testing.vision_views import alone, random_view
 from tokcomp.vision.random import Random
 
 BUDGETED = ["random", "uniform"]

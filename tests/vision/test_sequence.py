@@ -9,9 +9,9 @@ import torch
 
 from tests.runner.test_signals import tower_without_cls
 from tests.tiny_models import llava, pixels, prompt
-from tests.vision.views import random_view
 from tokcomp import VISION, Pipeline, Site
 from tokcomp.errors import CompatibilityError, ConfigurationError
+from tokcomp.testing.vision_views import random_view
 from tokcomp.vision.sequence import Sequence
 
 STEPS = ({"name": "tome", "r": [3, 0, 2]}, {"name": "fastervlm", "keep_tokens": 20}, {"name": "vispruner", "keep_ratio": 0.5},

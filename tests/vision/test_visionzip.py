@@ -14,10 +14,10 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from tests.golden_cases import folders, group, meta
-from tests.vision.views import random_view
 from tokcomp import VisionView
 from tokcomp.errors import CompatibilityError
 from tokcomp.ops.merging import apply_selection
+from tokcomp.testing.vision_views import random_view
 from tokcomp.vision.visionzip import VisionZip
 
 CASES = [pytest.param(folder, case, id=f"{folder.name}-{case['name']}")

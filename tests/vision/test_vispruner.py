@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.golden_cases import folders, group, meta
-from tests.vision.views import random_view
+from tokcomp.testing.vision_views import random_view
 from tokcomp.vision.vispruner import VisPruner
 
 CASES = [pytest.param(folder, case, id=f"{folder.name}-{case['name']}")

@@ -78,6 +78,9 @@ class ByLayer(CachePolicy):
     def policies(self) -> list[CachePolicy]:
         return [one.policy for one in self.ranges if one.policy is not None]
 
+    def departures(self) -> dict[str, str]:
+        return {rule: reason for policy in self.policies for rule, reason in policy.departures().items()}
+
     def signals(self) -> frozenset[Signal]:
         return frozenset().union(*(policy.signals() for policy in self.policies))
 

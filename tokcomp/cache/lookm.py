@@ -48,6 +48,11 @@ class LookM(ScoredPolicy):
         default="pivotal", description="what becomes of dropped entries"
     )
 
+    def departures(self) -> dict[str, str]:
+        if self.merge == "none":
+            return {}
+        return {"cost": "every entry that leaves is compared with all that stay, as published"}
+
     def score(self, view: CacheView) -> Tensor:
         """Minus the rank: text before vision, by attention among its kind."""
         by_attention = view.received.sort(dim=-1, descending=True, stable=True).indices

@@ -47,6 +47,10 @@ class Merging(Wrapper):
             raise ValueError(f"'{base.name}' only hides entries as configured: there is nothing to merge")
         return base
 
+    def departures(self) -> dict[str, str]:
+        compared = "every entry that leaves is compared with all that stay, as published"
+        return {**super().departures(), "cost": compared}
+
     def merges_keys(self) -> bool:
         return False
 

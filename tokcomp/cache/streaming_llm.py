@@ -66,6 +66,9 @@ class StreamingLLM(CachePolicy):
             )
         return {**fields, "keep_ratio": _RATIO if ratio is None and recent is None else ratio}
 
+    def departures(self) -> dict[str, str]:
+        return {"budget": "the sinks and one recent entry stay, however small the share is"}
+
     def after_prefill(self, view: CacheView) -> Selection | None:
         return self._select(view)
 

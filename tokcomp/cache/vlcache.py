@@ -52,6 +52,9 @@ class VLCache(CachePolicy):
     )
     heads: Literal["own", "shared"] = Field(default="own", description="a choice per KV head, or one for all")
 
+    def departures(self) -> dict[str, str]:
+        return {"budget": "the share is of all layers together, by their sparsity, with numbers truncated as published"}
+
     def prefill_rows(self, counts: Tensor, after: Tensor) -> Tensor:
         return after.clamp(min=1)
 

@@ -33,6 +33,9 @@ class Wrapper(CachePolicy):
     def signals(self) -> frozenset[Signal]:
         return self.needs | self.base.signals()
 
+    def departures(self) -> dict[str, str]:
+        return self.base.departures()
+
     def acts_on(self, depth: int) -> range:
         return self.base.acts_on(depth)
 

@@ -21,6 +21,7 @@ COMMANDS = {
     "calibrate": "the setting at which a strategy meets a budget, as an option file",
     "search": "the Pareto front of accuracy against cost, over strategies and their settings",
     "report": "what a sweep found: tables, figures, statistics and a page that works offline",
+    "check": "hold a strategy against the contract, and say what it gets wrong",
     "list": "the strategies, benchmarks, models and presets",
     "show": "one strategy: its fields, defaults, paper and needs",
     "view": "a picture of what each stage kept, merged and dropped of an image",

@@ -73,6 +73,11 @@ class Dart(Budgeted, PrefillFilter):
             )
         return (layer - 1,)
 
+    def departures(self) -> dict[str, str]:
+        if self.rounding == "exact":
+            return {}
+        return {"budget": "every pivot takes a whole number of tokens as published; rounding=exact meets the budget"}
+
     def guided_by(self) -> str | None:
         return f"prefill.dart.text_pivots={self.text_pivots}" if self.text_pivots else None
 

@@ -55,6 +55,9 @@ class Schedule(PrefillFilter):
         shared = {name: info.data[name] for name in names if info.data.get(name) is not None}
         return tuple(step.model_copy(update=shared) for step in steps) if shared else steps
 
+    def departures(self) -> dict[str, str]:
+        return {rule: reason for step in self.steps for rule, reason in step.departures().items()}
+
     def signals(self) -> frozenset[Signal]:
         return frozenset[Signal]().union(*(step.signals() for step in self.steps))
 

@@ -49,6 +49,9 @@ class CDPruner(Budgeted, VisionReducer):
         "arXiv 2506.10967"
     )
 
+    def departures(self) -> dict[str, str]:
+        return {"cost": "one operation per kept token: each choice depends on those before it, as published"}
+
     def sites(self, depth: int) -> tuple[Site, ...]:
         return (Site.projected(),)
 

@@ -38,6 +38,9 @@ class DivPrune(Budgeted, VisionReducer):
         "DivPrune: Diversity-based Visual Token Pruning for Large Multimodal Models, CVPR 2025, arXiv 2503.02175"
     )
 
+    def departures(self) -> dict[str, str]:
+        return {"cost": "one operation per kept token: each choice depends on those before it, as published"}
+
     def sites(self, depth: int) -> tuple[Site, ...]:
         return (Site.projected(),)
 

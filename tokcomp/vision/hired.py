@@ -53,6 +53,9 @@ class HiRED(Budgeted, VisionReducer):
     )
     alpha: float = Field(default=0.5, gt=0, lt=1, description="share of the budget that the thumbnail gets")
 
+    def departures(self) -> dict[str, str]:
+        return {"budget": "one budget for all rows of an image, truncated as published"}
+
     def sites(self, depth: int) -> tuple[Site, ...]:
         return (Site.features(),)
 

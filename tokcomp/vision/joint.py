@@ -48,6 +48,9 @@ class Joint(VisionReducer):
     def scope(self) -> Literal["row", "image", "prompt"]:
         return self.over
 
+    def departures(self) -> dict[str, str]:
+        return self.strategy.departures()
+
     def signals(self) -> frozenset[Signal]:
         return self.strategy.signals()
 

@@ -47,6 +47,9 @@ class Sequence(VisionReducer):
             )
         return self
 
+    def departures(self) -> dict[str, str]:
+        return {rule: reason for step in self.steps for rule, reason in step.departures().items()}
+
     def signals(self) -> frozenset[Signal]:
         return frozenset[Signal]().union(*(step.signals() for step in self.steps))
 

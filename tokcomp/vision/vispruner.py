@@ -47,6 +47,9 @@ class VisPruner(Budgeted, VisionReducer):
         default=0.5, ge=0, le=1, description="share of the kept tokens that is chosen by attention"
     )
 
+    def departures(self) -> dict[str, str]:
+        return {"cost": "duplicates leave round by round: each round depends on those before it, as published"}
+
     def sites(self, depth: int) -> tuple[Site, ...]:
         return (Site.features(),)
 

@@ -1,14 +1,18 @@
-"""Views of random prompts for the tests of the prefill stage."""
+"""Fabricated views of the prefill stage: random prompts with every signal that a filter declares."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from tokcomp import PrefillFilter, PrefillView, Selection, Signal
+from tokcomp.stages import PrefillFilter
+from tokcomp.types import PrefillView, Selection, Signal
+
+__all__ = ["alone", "kept", "prepare", "random_view", "tensor_fields", "with_later_text"]
 
 HEADS, KV_HEADS, WIDTH, HEAD_WIDTH = 4, 2, 8, 4
 
@@ -48,9 +52,10 @@ def random_view(
     attention = (3 * torch.randn(b, HEADS, t, n, generator=generator)).masked_fill(~valid[:, None, None], -1e9)
     attention = 0.7 * attention.softmax(dim=-1) * (real[:, None, :, None] & valid[:, None, None])
     needs = frozenset(Signal) if filter is None else filter.signals()
-    asked = Signal.QUERY_ATTENTION in needs
+    asked = Signal.QUERY_ATTENTION in needs and (filter is None or filter.queries is not None)
     filler = ~valid[..., None]
     told = torch.randint(1, 6, (b,), generator=generator)
+    told = told if rows is None else torch.tensor(rows)
     text_valid = real if asked and not last else torch.arange(int(told.max())) >= int(told.max()) - told[:, None]
     text = torch.randn(*text_valid.shape, WIDTH, generator=generator).masked_fill(~text_valid[..., None], 1e4).to(dtype)
     text_keys = torch.randn(b, KV_HEADS, text.shape[1], HEAD_WIDTH, generator=generator).to(dtype)
@@ -74,14 +79,40 @@ def random_view(
         _final_norm=halved if Signal.FINAL_NORM in needs else None,
         _digest=torch.randint(-(2**62), 2**62, (b,), generator=generator) if Signal.DIGEST in needs else None,
     )
-    if filter is not None and filter.prepares():
-        filter.prepare(dataclasses.replace(view, layer=-1, _attention=None, _rows=None))
+    if filter is not None:
+        prepare(filter, view)
     return view
+
+
+def prepare(filter: PrefillFilter, view: PrefillView) -> None:
+    """Show a filter the prompt before the first layer, if it wants to; what it notes is in the view's memory then."""
+    if filter.prepares():
+        filter.prepare(dataclasses.replace(view, layer=-1, _attention=None, _rows=None))
+
+
+def with_later_text(view: PrefillView, seed: int) -> PrefillView:
+    """The view with two more text rows that are not real, as padding behind a prompt leaves them: rows are right-aligned, so
+    that they stand in front."""
+    assert view._text is not None
+    assert view._text_valid is not None
+    generator = torch.Generator().manual_seed(1000 + seed)
+    b, d = view._text.shape[0], view._text.shape[2]
+    other = (20 * torch.randn(b, 2, d, generator=generator)).to(view._text.dtype)
+    parts: dict[str, Any] = {"_text": torch.cat([other, view._text], dim=1),
+             "_text_valid": torch.nn.functional.pad(view._text_valid, (2, 0))}  # fmt: skip
+    if view._text_keys is not None:
+        shape = (b, view._text_keys.shape[1], 2, view._text_keys.shape[3])
+        keys = (20 * torch.randn(shape, generator=generator)).to(view._text_keys.dtype)
+        parts["_text_keys"] = torch.cat([keys, view._text_keys], dim=2)
+    if view._attention is not None and view._rows is not None and view._rows.shape == view._text_valid.shape:
+        parts["_attention"] = torch.nn.functional.pad(view._attention, (0, 0, 2, 0))
+        parts["_rows"] = torch.nn.functional.pad(view._rows, (2, 0))
+    return dataclasses.replace(view, **parts, memory={})
 
 
 def halved(states: Tensor) -> Tensor:
     """Stands in for a norm: one that weighs the channels differently."""
-    return states * torch.tensor([0.5, 1.0]).repeat(states.shape[-1] // 2)
+    return states * torch.tensor([0.5, 1.0], device=states.device).repeat(states.shape[-1] // 2)
 
 
 def tensor_fields(view: PrefillView) -> dict[str, Tensor]:
@@ -92,7 +123,8 @@ def tensor_fields(view: PrefillView) -> dict[str, Tensor]:
 
 def alone(view: PrefillView, row: int) -> PrefillView:
     """One sample of a batch as it would come without the others: no padding."""
-    valid, parts = view.valid[row], {}
+    valid = view.valid[row]
+    parts: dict[str, Any] = {}
     for name, value in tensor_fields(view).items():
         part = value[row : row + 1]
         if name == "_attention":

@@ -1,14 +1,18 @@
-"""Views of random images for the tests of the vision stage."""
+"""Fabricated views of the vision stage: random images with every signal that a reducer declares."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from tokcomp import Selection, Site, VisionView
+from tokcomp.stages import VisionReducer
+from tokcomp.types import Selection, Signal, Site, VisionView
+
+__all__ = ["alone", "decision", "random_view", "tensor_fields"]
 
 HEADS, WIDTH, HEAD_WIDTH = 2, 8, 4
 
@@ -17,22 +21,26 @@ def random_view(
     counts: Sequence[int],
     grid: tuple[int, int],
     *,
+    reducer: VisionReducer | None = None,
     site: Site | None = None,
     depth: int = 4,
     n_prefix: int = 1,
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
     merged: bool = False,
-    protected: bool = False,
+    protected: bool | float = False,
+    has_cls: bool = True,
 ) -> VisionView:
-    """A batch of images with ``counts`` tokens each out of one grid, every signal filled in.
+    """A batch of images with ``counts`` tokens each out of one grid.
 
     Neighbouring patches resemble each other. A row of fewer tokens than the grid has patches holds a random choice of
     them in raster order; padding holds what a careless strategy would trip over (large values, patch 0).
 
     Args:
+        reducer: gets the signals that it declares, of the blocks that it looks at, and no others; None: all of them.
         merged: give some tokens a size above 1.
-        protected: mark some tokens.
+        protected: mark some tokens, a fifth of them or this share.
+        has_cls: False: a tower without CLS token, which shows the attention received in place of the CLS token's.
     """
     generator = torch.Generator().manual_seed(seed)
     b, n, patches = len(counts), max(counts), grid[0] * grid[1]
@@ -46,15 +54,17 @@ def random_view(
     sizes = torch.ones(b, n)
     if merged:
         sizes += torch.randint(0, 3, (b, n), generator=generator)
-    marks = torch.rand(b, n, generator=generator) < 0.2 if protected else torch.zeros(b, n, dtype=torch.bool)
+    share = 0.2 if protected is True else float(protected)
+    marks = torch.rand(b, n, generator=generator) < share if protected else torch.zeros(b, n, dtype=torch.bool)
+    n_prefix = n_prefix if has_cls else 0
     attention = (1.5 * torch.randn(b, HEADS, n, generator=generator)).softmax(-1)
-    signals = {
+    signals: dict[str, Any] = {
         "_keys": _padded(torch.randn(b, n, HEAD_WIDTH, generator=generator), valid, 1e4).to(dtype),
-        "_cls_attention": attention.masked_fill(~valid[:, None], 0.0),
+        "_cls_attention": _rows(attention, has_cls).masked_fill(~valid[:, None], 0.0),
         "_unsplit_attention": attention.mean(1).masked_fill(~valid, 0.0),
         "_unsplit_keys": _padded(torch.randn(b, n, HEADS * HEAD_WIDTH, generator=generator), valid, 1e4).to(dtype),
     }
-    return VisionView(
+    view = VisionView(
         site=site or Site.features(),
         depth=depth,
         tokens=_padded(tokens, valid, 1e4).to(dtype),
@@ -63,15 +73,52 @@ def random_view(
         origin=origin,
         protected=marks & valid,
         padded=len(set(counts)) > 1,
-        marked=protected,
+        marked=bool(protected),
         grid=grid,
         n_prefix=n_prefix,
+        has_cls=has_cls,
         **signals,
         _elsewhere=dict.fromkeys(range(depth), signals),
         _text_relevance=_padded(torch.rand(b, n, 1, generator=generator), valid, 1e4)[..., 0],
-        _cls_token=torch.randn(b, WIDTH, generator=generator).to(dtype),
+        _cls_token=torch.randn(b, WIDTH, generator=generator).to(dtype) if has_cls else None,
         _digest=torch.randint(-(2**62), 2**62, (b,), generator=generator),
     )
+    return view if reducer is None else _declared(view, reducer)
+
+
+BLOCK_SIGNALS = {
+    "_keys": Signal.KEYS,
+    "_cls_attention": Signal.CLS_ATTENTION,
+    "_unsplit_attention": Signal.UNSPLIT_ATTENTION,
+    "_unsplit_keys": Signal.UNSPLIT_KEYS,
+}
+"""Fields of the view that a block of the tower fills."""
+
+
+def _declared(view: VisionView, reducer: VisionReducer) -> VisionView:
+    """The view without what a reducer does not declare, as the runner fills it."""
+    needs, looks = reducer.signals(), reducer.looks_at(view.depth)
+    shown = {name for name, signal in BLOCK_SIGNALS.items() if signal in needs}
+    own: dict[str, Any] = {
+        name: getattr(view, name) if name in shown and None in looks else None for name in BLOCK_SIGNALS
+    }
+    elsewhere = {block: {name: value for name, value in view._elsewhere[block].items() if name in shown}
+                 for block in looks if block is not None}  # fmt: skip
+    relevant = Signal.TEXT_RELEVANCE in needs and view.site.kind == "projected"
+    handed = Signal.CLS_TOKEN in needs and view.site.kind in ("features", "projected")
+    return dataclasses.replace(
+        view,
+        **own,
+        _elsewhere=elsewhere,
+        _text_relevance=view._text_relevance if relevant else None,
+        _cls_token=view._cls_token if handed else None,
+        _digest=view._digest if Signal.DIGEST in needs else None,
+    )
+
+
+def _rows(attention: Tensor, has_cls: bool) -> Tensor:
+    """The CLS token's rows ``[b, h, n]``, or what the tokens receive ``[b, 1, n]``."""
+    return attention if has_cls else attention.mean(dim=1, keepdim=True)
 
 
 def _padded(values: Tensor, valid: Tensor, filler: float) -> Tensor:
@@ -96,7 +143,7 @@ def alone(view: VisionView, row: int) -> VisionView:
             own = own[:, :count]
         return own.clone()
 
-    parts = {name: part(name, value) for name, value in tensor_fields(view).items()}
+    parts: dict[str, Any] = {name: part(name, value) for name, value in tensor_fields(view).items()}
     elsewhere = {block: {name: part(name, value) for name, value in signals.items()}
                  for block, signals in view._elsewhere.items()}  # fmt: skip
     return dataclasses.replace(view, **parts, padded=False, _elsewhere=elsewhere)

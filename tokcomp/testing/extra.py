@@ -1,0 +1,32 @@
+"""The optional package behind the kit."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from tokcomp.errors import ConfigurationError
+
+__all__ = ["hypothesis", "hypothesis_strategies"]
+
+
+def hypothesis() -> ModuleType:
+    """The package.
+
+    Raises:
+        ConfigurationError: it is not installed.
+    """
+    try:
+        import hypothesis
+    except ImportError as error:
+        raise ConfigurationError(
+            "the contract kit needs hypothesis, which is not installed: pip install 'tokcomp[testing]'"
+        ) from error
+    return hypothesis
+
+
+def hypothesis_strategies() -> ModuleType:
+    """Its generators of values."""
+    hypothesis()
+    from hypothesis import strategies
+
+    return strategies
