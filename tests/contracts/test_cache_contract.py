@@ -9,9 +9,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from tests.cache.views import alone, kept, random_view, tensor_fields
 from tokcomp import CACHE, Budget, CachePolicy, CacheView, Selection, Signal
 from tokcomp.scored import ScoredPolicy
+from tokcomp.testing.cache_views import alone, kept, random_view, tensor_fields
 
 SHAPES = [[1], [7], [40], [1, 1, 1], [9, 9, 9], [12, 1, 5], [41, 36, 50]]
 OTHER_SETTINGS = {

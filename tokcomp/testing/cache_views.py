@@ -18,19 +18,9 @@ __all__ = ["Rows", "alone", "kept", "random_view", "rotation", "tensor_fields"]
 HEADS, WIDTH = 2, 4
 
 
-def random_view(
-    counts: Sequence[int],
-    *,
-    policy: CachePolicy | None = None,
-    layer: int = 3,
-    depth: int = 8,
-    seed: int = 0,
-    dtype: torch.dtype = torch.float32,
-    protected: float = 0.0,
-    per_head: bool = False,
-    heads: int = HEADS,
-    generated: int = 0,
-) -> CacheView:
+def random_view(counts: Sequence[int], *, policy: CachePolicy | None = None, layer: int = 3, depth: int = 8, seed: int = 0,
+                dtype: torch.dtype = torch.float32, protected: float = 0.0, per_head: bool = False, heads: int = HEADS,
+                generated: int = 0) -> CacheView:  # fmt: skip
     """A batch of caches with ``counts`` entries each; padding stands anywhere and holds what a careless policy would trip
     over.
 
@@ -42,22 +32,14 @@ def random_view(
     generator = torch.Generator().manual_seed(seed)
     b, n = len(counts), max(counts)
     shape = (b, heads, n)
-    valid, index = torch.zeros(shape, dtype=torch.bool), torch.full(shape, -1)
-    for row, count in enumerate(counts):
-        for head in range(heads):
-            if head == 0 or per_head:
-                columns = torch.randperm(n, generator=generator)[:count].sort().values
-                entries = torch.randperm(count + 5, generator=generator)[:count].sort().values
-            valid[row, head, columns] = True
-            index[row, head, columns] = entries
+    valid, index = _slots(counts, heads, per_head, generator)
     vision = valid & (index >= 2) & (index < torch.tensor(counts)[:, None, None] * 3 // 4)
     marks, alive = (_by_index(torch.rand(b, n + 5, generator=generator), index) for _ in range(2))
     received = torch.rand(shape, generator=generator).masked_fill(~valid, 0.0)
     needs = frozenset(Signal) if policy is None else policy.signals()
     filler = ~valid[..., None]
     rows = Rows.random(valid, generator) if Signal.ATTENTION_ROWS in needs else None
-    queries = torch.randn(b, 2 * heads, n, WIDTH, generator=generator)
-    queries = queries.masked_fill(filler.repeat_interleave(2, dim=1), 1e4)
+    queries = torch.randn(b, 2 * heads, n, WIDTH, generator=generator).masked_fill(filler.repeat_interleave(2, 1), 1e4)
     return CacheView(
         layer=layer,
         depth=depth,
@@ -81,6 +63,20 @@ def random_view(
         _final=valid & vision & (alive < 0.6) if Signal.FINAL_TOKENS in needs else None,
         _digest=torch.randint(-(2**62), 2**62, (b,), generator=generator) if Signal.DIGEST in needs else None,
     )
+
+
+def _slots(counts: Sequence[int], heads: int, per_head: bool, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Which slots hold an entry, and which one, ``[b, g, n]`` each."""
+    n = max(counts)
+    valid, index = torch.zeros(len(counts), heads, n, dtype=torch.bool), torch.full((len(counts), heads, n), -1)
+    for row, count in enumerate(counts):
+        for head in range(heads):
+            if head == 0 or per_head:
+                columns = torch.randperm(n, generator=generator)[:count].sort().values
+                entries = torch.randperm(count + 5, generator=generator)[:count].sort().values
+            valid[row, head, columns] = True
+            index[row, head, columns] = entries
+    return valid, index
 
 
 def _by_index(values: Tensor, index: Tensor) -> Tensor:

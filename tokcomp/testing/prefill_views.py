@@ -39,24 +39,20 @@ def random_view(
     generator = torch.Generator().manual_seed(seed)
     filter = None if filter is None else filter.of_layer(layer, depth)
     b, n = len(counts), max(counts)
-    valid = torch.zeros(b, n, dtype=torch.bool)
-    origin = torch.zeros(b, n, dtype=torch.long)
-    for row, count in enumerate(counts):
-        columns = torch.randperm(n, generator=generator)[:count].sort().values
-        valid[row, columns] = True
-        origin[row, columns] = torch.randperm(3 * count + 2, generator=generator)[:count].sort().values
+    valid, origin = _slots(counts, generator)
     last = filter is not None and filter.queries == "last"
     heights = torch.tensor([1] * b if last else rows or [3 + row for row in range(b)])
-    t = int(heights.max())
-    real = torch.arange(t) >= t - heights[:, None]
-    attention = (3 * torch.randn(b, HEADS, t, n, generator=generator)).masked_fill(~valid[:, None, None], -1e9)
+    real = _right_aligned(heights)
+    attention = (3 * torch.randn(b, HEADS, real.shape[1], n, generator=generator)).masked_fill(
+        ~valid[:, None, None], -1e9
+    )
     attention = 0.7 * attention.softmax(dim=-1) * (real[:, None, :, None] & valid[:, None, None])
     needs = frozenset(Signal) if filter is None else filter.signals()
     asked = Signal.QUERY_ATTENTION in needs and (filter is None or filter.queries is not None)
     filler = ~valid[..., None]
     told = torch.randint(1, 6, (b,), generator=generator)
     told = told if rows is None else torch.tensor(rows)
-    text_valid = real if asked and not last else torch.arange(int(told.max())) >= int(told.max()) - told[:, None]
+    text_valid = real if asked and not last else _right_aligned(told)
     text = torch.randn(*text_valid.shape, WIDTH, generator=generator).masked_fill(~text_valid[..., None], 1e4).to(dtype)
     text_keys = torch.randn(b, KV_HEADS, text.shape[1], HEAD_WIDTH, generator=generator).to(dtype)
     tells = Signal.TEXT in needs
@@ -82,6 +78,23 @@ def random_view(
     if filter is not None:
         prepare(filter, view)
     return view
+
+
+def _slots(counts: Sequence[int], generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Which slots hold a token, and at which placeholder it stands, ``[b, n]`` each."""
+    valid = torch.zeros(len(counts), max(counts), dtype=torch.bool)
+    origin = torch.zeros(valid.shape, dtype=torch.long)
+    for row, count in enumerate(counts):
+        columns = torch.randperm(max(counts), generator=generator)[:count].sort().values
+        valid[row, columns] = True
+        origin[row, columns] = torch.randperm(3 * count + 2, generator=generator)[:count].sort().values
+    return valid, origin
+
+
+def _right_aligned(heights: Tensor) -> Tensor:
+    """Which rows are real ``[b, t]``, the last ``heights`` ``[b]`` of each sample."""
+    t = int(heights.max())
+    return torch.arange(t) >= t - heights[:, None]
 
 
 def prepare(filter: PrefillFilter, view: PrefillView) -> None:

@@ -44,10 +44,7 @@ def random_view(
     """
     generator = torch.Generator().manual_seed(seed)
     b, n, patches = len(counts), max(counts), grid[0] * grid[1]
-    valid = torch.arange(n) < torch.tensor(counts)[:, None]
-    origin = torch.zeros(b, n, dtype=torch.long)
-    for row, count in enumerate(counts):
-        origin[row, :count] = torch.randperm(patches, generator=generator)[:count].sort().values
+    valid, origin = _places(counts, patches, generator)
     region = torch.div(origin, max(1, patches // 3), rounding_mode="floor")
     centres = torch.randn(8, WIDTH, generator=generator)
     tokens = centres[region] + 0.45 * torch.randn(b, n, WIDTH, generator=generator)
@@ -56,14 +53,7 @@ def random_view(
         sizes += torch.randint(0, 3, (b, n), generator=generator)
     share = 0.2 if protected is True else float(protected)
     marks = torch.rand(b, n, generator=generator) < share if protected else torch.zeros(b, n, dtype=torch.bool)
-    n_prefix = n_prefix if has_cls else 0
-    attention = (1.5 * torch.randn(b, HEADS, n, generator=generator)).softmax(-1)
-    signals: dict[str, Any] = {
-        "_keys": _padded(torch.randn(b, n, HEAD_WIDTH, generator=generator), valid, 1e4).to(dtype),
-        "_cls_attention": _rows(attention, has_cls).masked_fill(~valid[:, None], 0.0),
-        "_unsplit_attention": attention.mean(1).masked_fill(~valid, 0.0),
-        "_unsplit_keys": _padded(torch.randn(b, n, HEADS * HEAD_WIDTH, generator=generator), valid, 1e4).to(dtype),
-    }
+    signals = _block_signals(valid, has_cls, dtype, generator)
     view = VisionView(
         site=site or Site.features(),
         depth=depth,
@@ -75,7 +65,7 @@ def random_view(
         padded=len(set(counts)) > 1,
         marked=bool(protected),
         grid=grid,
-        n_prefix=n_prefix,
+        n_prefix=n_prefix if has_cls else 0,
         has_cls=has_cls,
         **signals,
         _elsewhere=dict.fromkeys(range(depth), signals),
@@ -84,6 +74,27 @@ def random_view(
         _digest=torch.randint(-(2**62), 2**62, (b,), generator=generator),
     )
     return view if reducer is None else _declared(view, reducer)
+
+
+def _places(counts: Sequence[int], patches: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Which columns hold a token, and of which patch, ``[b, n]`` each."""
+    valid = torch.arange(max(counts)) < torch.tensor(counts)[:, None]
+    origin = torch.zeros(valid.shape, dtype=torch.long)
+    for row, count in enumerate(counts):
+        origin[row, :count] = torch.randperm(patches, generator=generator)[:count].sort().values
+    return valid, origin
+
+
+def _block_signals(valid: Tensor, has_cls: bool, dtype: torch.dtype, generator: torch.Generator) -> dict[str, Any]:
+    """What a block of the tower shows of its attention."""
+    b, n = valid.shape
+    attention = (1.5 * torch.randn(b, HEADS, n, generator=generator)).softmax(-1)
+    return {
+        "_keys": _padded(torch.randn(b, n, HEAD_WIDTH, generator=generator), valid, 1e4).to(dtype),
+        "_cls_attention": _rows(attention, has_cls).masked_fill(~valid[:, None], 0.0),
+        "_unsplit_attention": attention.mean(1).masked_fill(~valid, 0.0),
+        "_unsplit_keys": _padded(torch.randn(b, n, HEADS * HEAD_WIDTH, generator=generator), valid, 1e4).to(dtype),
+    }
 
 
 BLOCK_SIGNALS = {
