@@ -17,17 +17,9 @@ __all__ = ["alone", "kept", "prepare", "random_view", "tensor_fields", "with_lat
 HEADS, KV_HEADS, WIDTH, HEAD_WIDTH = 4, 2, 8, 4
 
 
-def random_view(
-    counts: Sequence[int],
-    *,
-    filter: PrefillFilter | None = None,
-    rows: Sequence[int] | None = None,
-    layer: int = 1,
-    depth: int = 8,
-    seed: int = 0,
-    dtype: torch.dtype = torch.float32,
-    protected: float = 0.0,
-) -> PrefillView:
+def random_view(counts: Sequence[int], *, filter: PrefillFilter | None = None, rows: Sequence[int] | None = None,
+                layer: int = 1, depth: int = 8, seed: int = 0, dtype: torch.dtype = torch.float32,
+                protected: float = 0.0) -> PrefillView:  # fmt: skip
     """A batch of samples with ``counts`` vision tokens each; padding stands anywhere and holds what a careless filter
     would trip over.
 
@@ -43,10 +35,7 @@ def random_view(
     last = filter is not None and filter.queries == "last"
     heights = torch.tensor([1] * b if last else rows or [3 + row for row in range(b)])
     real = _right_aligned(heights)
-    attention = (3 * torch.randn(b, HEADS, real.shape[1], n, generator=generator)).masked_fill(
-        ~valid[:, None, None], -1e9
-    )
-    attention = 0.7 * attention.softmax(dim=-1) * (real[:, None, :, None] & valid[:, None, None])
+    attention = _attention(real, valid, generator)
     needs = frozenset(Signal) if filter is None else filter.signals()
     asked = Signal.QUERY_ATTENTION in needs and (filter is None or filter.queries is not None)
     filler = ~valid[..., None]
@@ -95,6 +84,13 @@ def _right_aligned(heights: Tensor) -> Tensor:
     """Which rows are real ``[b, t]``, the last ``heights`` ``[b]`` of each sample."""
     t = int(heights.max())
     return torch.arange(t) >= t - heights[:, None]
+
+
+def _attention(real: Tensor, valid: Tensor, generator: torch.Generator) -> Tensor:
+    """Attention of the real rows ``[b, t]`` over the valid tokens ``[b, n]``: ``[b, h, t, n]``; the text has the rest."""
+    logits = 3 * torch.randn(valid.shape[0], HEADS, real.shape[1], valid.shape[1], generator=generator)
+    shown = real[:, None, :, None] & valid[:, None, None]
+    return 0.7 * logits.masked_fill(~valid[:, None, None], -1e9).softmax(dim=-1) * shown
 
 
 def prepare(filter: PrefillFilter, view: PrefillView) -> None:

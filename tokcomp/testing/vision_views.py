@@ -17,20 +17,10 @@ __all__ = ["alone", "decision", "random_view", "tensor_fields"]
 HEADS, WIDTH, HEAD_WIDTH = 2, 8, 4
 
 
-def random_view(
-    counts: Sequence[int],
-    grid: tuple[int, int],
-    *,
-    reducer: VisionReducer | None = None,
-    site: Site | None = None,
-    depth: int = 4,
-    n_prefix: int = 1,
-    seed: int = 0,
-    dtype: torch.dtype = torch.float32,
-    merged: bool = False,
-    protected: bool | float = False,
-    has_cls: bool = True,
-) -> VisionView:
+def random_view(counts: Sequence[int], grid: tuple[int, int], *, reducer: VisionReducer | None = None,
+                site: Site | None = None, depth: int = 4, n_prefix: int = 1, seed: int = 0,
+                dtype: torch.dtype = torch.float32, merged: bool = False, protected: bool | float = False,
+                has_cls: bool = True) -> VisionView:  # fmt: skip
     """A batch of images with ``counts`` tokens each out of one grid.
 
     Neighbouring patches resemble each other. A row of fewer tokens than the grid has patches holds a random choice of
