@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.operations import counted
 from benchmarks.records import Log
 from benchmarks.rounds import Samples, in_rounds, wait
 from benchmarks.selection_time import selection_clock
 from benchmarks.shapes import Shape
-from benchmarks.sides import Answer, Prefill, answer_record
+from benchmarks.sides import Answer, Prefill, Step, answer_record
 from tokcomp import Pipeline
 from tokcomp.measure.flops import FlopCount, count_all
 from tokcomp.measure.kv import measured_kv_bytes
@@ -152,6 +153,16 @@ class Cell:
                 kind="selection", side=name, **self.about, share=shares[middle], ms=spans[middle], repeats=repeats
             )
 
+    def operations(self, pipelines: dict[str, Pipeline]) -> None:
+        """Operations of a prefill and of a decoding step behind it, of every side; at batch 1 they are what a GPU waits for."""
+        for name, pipeline in ({"dense": None} | pipelines).items():
+            side = Prefill(self.model, self.inputs, pipeline)
+            with side.prepared():
+                step = Step(self.model, side())
+                step()
+                self.log.add(kind="operations", side=name, **self.about, prefill=counted(side.forward),
+                             step=counted(step.forward))  # fmt: skip
+
     def memory(self, pipelines: dict[str, Pipeline], baselines: dict[str, Any] | None = None) -> None:
         """Peak memory of one prefill of each side, on top of the weights."""
         sides: dict[str, Any] = {"dense": Prefill(self.model, self.inputs)}
@@ -168,7 +179,9 @@ class Cell:
 
     # -- answers -----------------------------------------------------------------------------------------------------
 
-    def answers(self, pipelines: dict[str, Pipeline], *, new_tokens: int, repeats: int, seconds: float) -> None:
+    def answers(
+        self, pipelines: dict[str, Pipeline], *, new_tokens: int, repeats: int, seconds: float, warmup: int = 1
+    ) -> None:
         """Time ``generate()`` of every side in turns: first token, further tokens, end to end."""
         promises = self.promises(pipelines)
         sides: dict[str, Any] = {"dense": Answer(self.model, self.inputs, new_tokens=new_tokens)}
@@ -176,7 +189,7 @@ class Cell:
             name: Answer(self.model, self.inputs, pipeline, new_tokens=new_tokens)
             for name, pipeline in pipelines.items()
         }
-        samples = in_rounds(sides, self.device, repeats=repeats, seconds=seconds)
+        samples = in_rounds(sides, self.device, repeats=repeats, seconds=seconds, warmup=warmup)
         weights = self._decoder_bytes()
         full = self._kv_bytes(self.shape.image_tokens + self.text)
         per_token = self._kv_bytes(1)

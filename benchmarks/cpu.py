@@ -49,7 +49,7 @@ def plan(bench: Bench, log: Log) -> None:
     slim = build(SLIM, bench.device, bench.dtype)
     grow_with_tokens(bench.plan, slim, SLIM, (1, 2, 4, 10, 20, 40), log, text=64, seconds=20)
     grow_with_batch(bench.plan, slim, SLIM, (1, 4, 16, 64), log, text=64, seconds=20)
-    grow_with_layers(bench.plan, SLIM, (2, 4, 8, 16, 32), log, bench.device, bench.dtype, text=64, seconds=15)
+    grow_with_layers(bench.plan, SLIM, (4, 8, 16, 32), log, bench.device, bench.dtype, text=64, seconds=15)
     grow_with_tokens(bench.plan, slim, SLIM, (80,), log, text=64, seconds=60)
 
 

@@ -19,7 +19,7 @@ from benchmarks.baselines.h2o import PublishedH2O
 from benchmarks.baselines.mustdrop import PublishedMustDrop
 from benchmarks.ceilings import ceilings
 from benchmarks.cells import Cell, release
-from benchmarks.growth import grow_with_tokens
+from benchmarks.growth import grow_with_batch, grow_with_layers, grow_with_tokens
 from benchmarks.pipelines import named_pipelines
 from benchmarks.plan import Plan
 from benchmarks.records import Log
@@ -62,8 +62,9 @@ class Bench:
         assert must is not None
         settings: Any = must
         return {
-            "published fastv (map, removal)": PublishedFastV(self.model, cell.inputs),
-            "published fastv (map, mask)": PublishedFastV(self.model, cell.inputs, removes=False),
+            "published fastv (eager, removal)": PublishedFastV(self.model, cell.inputs, eager=True),
+            "published fastv (one map, removal)": PublishedFastV(self.model, cell.inputs),
+            "published fastv (one map, mask)": PublishedFastV(self.model, cell.inputs, removes=False),
             "published mustdrop": PublishedMustDrop(
                 self.model, cell.inputs, threshold=settings.threshold, key_ratio=settings.key_ratio
             ),
@@ -92,34 +93,37 @@ class Bench:
 
 def full(bench: Bench, small: Shape, large: Shape, qwen: Shape) -> None:
     """All cells, the most important first; seconds are what a step takes at most on an H200."""
-    step = bench.plan.step
-    step("ceilings", 5, lambda: bench.log.add(kind="ceilings", **ceilings(bench.device, bench.dtype)))
-    step("build 7b", 10, lambda: bench.load(small))
-    step("prefill large b4", 15, lambda: bench.prefill(large, 4))
-    step("prefill small b1", 8, lambda: bench.prefill(small, 1, repeats=9, seconds=6))
-    step("selection small b1", 5, lambda: bench.cell(small, 1).selection(bench.pipelines, repeats=5))
+    step, cell = bench.plan.step, bench.cell
+    step("ceilings", 2, lambda: bench.log.add(kind="ceilings", **ceilings(bench.device, bench.dtype)))
+    step("build 7b", 5, lambda: bench.load(small))
+    step("prefill large b4", 28, lambda: bench.prefill(large, 4, seconds=12))
+    step("attainable large b4", 6, lambda: cell(large, 4).attainable(bench.pipelines, repeats=3, seconds=5))
+    step("prefill small b1", 9, lambda: bench.prefill(small, 1, repeats=9, seconds=6))
+    step("selection small b1", 6, lambda: cell(small, 1).selection(bench.pipelines, repeats=5))
+    step("operations small b1", 6, lambda: cell(small, 1).operations(bench.pipelines))
     step("published large b1", 12, lambda: bench.beside_published(large))
-    step("decode small b1", 20, lambda: bench.cell(small, 1).decode_beside_equal_length(
-        bench.some(*MAIN[:3], "streaming_llm"), new_tokens=24, repeats=2, seconds=3))  # fmt: skip
-    step("answers small b1", 30, lambda: bench.cell(small, 1).answers(
-        bench.some(*MAIN), new_tokens=NEW_TOKENS, repeats=1, seconds=10))  # fmt: skip
-    step("attainable large b4", 8, lambda: bench.cell(large, 4).attainable(bench.pipelines, repeats=3, seconds=5))
-    step("prefill small b4", 6, lambda: bench.prefill(small, 4, seconds=5))
-    step("prefill large b1", 8, lambda: bench.prefill(large, 1, seconds=6))
-    step("memory large b4", 10, lambda: bench.cell(large, 4).memory(bench.pipelines))
-    step("answers large b4", 30, lambda: bench.cell(large, 4).answers(
-        bench.some(*MAIN[:3]), new_tokens=NEW_TOKENS, repeats=1, seconds=10))  # fmt: skip
-    step("prefill small b16", 10, lambda: bench.prefill(small, 16, seconds=8))
-    step("prefill large b16", 35, lambda: bench.prefill(large, 16, repeats=3, seconds=12, pipelines=bench.some(*MAIN)))
-    step("attainable small b1", 5, lambda: bench.cell(small, 1).attainable(bench.pipelines, repeats=5, seconds=3))
-    step("answers small b16", 30, lambda: bench.cell(small, 16).answers(
-        bench.some(*MAIN[:3]), new_tokens=32, repeats=2, seconds=12))  # fmt: skip
-    grow_with_tokens(bench.plan, bench.model, small, (1, 2, 5, 10, 20), bench.log, text=TEXT, seconds=8)
-    step("build qwen", 10, lambda: bench.load(qwen))
-    step("prefill qwen b4", 15, lambda: bench.prefill(qwen, 4, seconds=10))
-    step("attainable qwen b4", 8, lambda: bench.cell(qwen, 4).attainable(bench.pipelines, repeats=3, seconds=5))
-    step("answers qwen b4", 20, lambda: bench.cell(qwen, 4).answers(
-        bench.some(*MAIN[:3]), new_tokens=32, repeats=1, seconds=8))  # fmt: skip
+    step("decode small b1", 20, lambda: cell(small, 1).decode_beside_equal_length(
+        bench.some(*MAIN[:3], "streaming_llm"), new_tokens=24, repeats=2, seconds=2))  # fmt: skip
+    step("memory large b4", 7, lambda: cell(large, 4).memory(bench.pipelines))
+    step("prefill small b16", 15, lambda: bench.prefill(small, 16, seconds=8))
+    step("build qwen", 5, lambda: bench.load(qwen))
+    step("prefill qwen b4", 18, lambda: bench.prefill(qwen, 4, repeats=3, seconds=8))
+    step("attainable qwen b4", 6, lambda: cell(qwen, 4).attainable(bench.pipelines, repeats=3, seconds=4))
+    step("build 7b again", 5, lambda: bench.load(small))
+    tiles = tuple(large.tiles * n // 20 for n in (4, 8, 20, 40, 80)) if large.tiles > 1 else (1, 2)
+    grow_with_tokens(bench.plan, bench.model, small, tiles, bench.log, text=TEXT, seconds=6)
+    step("answers small b1", 28, lambda: cell(small, 1).answers(
+        bench.some(*MAIN), new_tokens=NEW_TOKENS, repeats=1, seconds=10, warmup=0))  # fmt: skip
+    step("prefill large b16", 30, lambda: bench.prefill(large, 16, repeats=2, seconds=12, pipelines=bench.some(*MAIN)))
+    grow_with_batch(bench.plan, bench.model, small, (1, 4, 16, 64), bench.log, text=TEXT, seconds=6)
+    step("prefill small b4", 10, lambda: bench.prefill(small, 4, seconds=5))
+    step("prefill large b1", 9, lambda: bench.prefill(large, 1, seconds=6))
+    step("attainable small b1", 5, lambda: cell(small, 1).attainable(bench.pipelines, repeats=5, seconds=3))
+    step("decode large b4", 20, lambda: cell(large, 4).decode_beside_equal_length(
+        bench.some(*MAIN[:3]), new_tokens=24, repeats=2, seconds=2))  # fmt: skip
+    step("answers large b4", 30, lambda: cell(large, 4).answers(
+        bench.some(*MAIN[:3]), new_tokens=NEW_TOKENS, repeats=1, seconds=10, warmup=0))  # fmt: skip
+    grow_with_layers(bench.plan, small, (4, 8, 16, 32), bench.log, bench.device, bench.dtype, text=TEXT, seconds=6)
 
 
 def smoke(bench: Bench, small: Shape, large: Shape) -> None:
@@ -149,7 +153,13 @@ def main() -> int:
         parser.error("no CUDA device is here: run `make bench` for the CPU, or try the script with --tiny")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name = "gpu-smoke" if options.smoke else "gpu-tiny" if options.tiny else "gpu"
-    log = Log(options.out / f"{name}.json", device, "python -m benchmarks.gpu", dtype="bfloat16", text_tokens=TEXT)
+    log = Log(
+        options.out / f"{name}.json",
+        device,
+        f"python -m benchmarks.gpu --minutes {options.minutes:g}",
+        dtype="bfloat16",
+        text_tokens=TEXT,
+    )
     bench = Bench(Plan(log, 60 * options.minutes, options.only), log, device, torch.bfloat16)
     small, large, qwen = (TINY,) * 3 if options.tiny else (LLAVA_7B, LLAVA_NEXT_7B, QWEN_DECODER_7B)
     if options.smoke:

@@ -55,7 +55,7 @@ def grow_with_batch(
 
 def grow_with_layers(plan: Plan, shape: Shape, depths: tuple[int, ...], log: Log, device: torch.device, dtype: torch.dtype,
                      *, text: int, seconds: float) -> None:  # fmt: skip
-    """Deeper and deeper language models."""
+    """Deeper and deeper language models, of more than the two layers that FastV leaves whole."""
     for depth in depths:
         deeper = replace(shape, layers=depth)
         plan.step(f"growth {depth} layers", seconds, lambda deeper=deeper: _measure(

@@ -13,8 +13,9 @@ from benchmarks.rounds import Samples
 from tokcomp import Pipeline
 from tokcomp.measure.generation import DecodeTimer, GenerationTiming
 from tokcomp.measure.timing import Spread
+from tokcomp.runner.arguments import cache_in, cache_name
 
-__all__ = ["Answer", "Prefill", "answer_record"]
+__all__ = ["Answer", "Prefill", "Step", "answer_record"]
 
 
 class Prefill:
@@ -23,9 +24,12 @@ class Prefill:
     def __init__(self, model: Any, inputs: dict[str, Tensor], pipeline: Pipeline | None = None) -> None:
         self.model, self.inputs, self.pipeline = model, inputs, pipeline
 
-    @torch.inference_mode()
-    def __call__(self) -> Any:
+    def forward(self) -> Any:
         return self.model(**self.inputs, use_cache=True, logits_to_keep=1)
+
+    def __call__(self) -> Any:
+        with torch.inference_mode():
+            return self.forward()
 
     @contextmanager
     def prepared(self) -> Iterator[Callable[[], Any]]:
@@ -51,6 +55,17 @@ class Answer(Prefill):
             )  # fmt: skip
         self.timings.append(timer.timing)
         return output
+
+
+class Step(Prefill):
+    """One decoding step behind a prompt, the cache growing by one entry from call to call."""
+
+    def __init__(self, model: Any, prefilled: Any) -> None:
+        super().__init__(model, {"input_ids": prefilled.logits[:, -1:].argmax(-1)})
+        self.cache = {cache_name(model): cache_in(prefilled)}
+
+    def forward(self) -> Any:
+        return self.model(**self.inputs, **self.cache, use_cache=True)
 
 
 def answer_record(side: Answer, samples: Samples) -> dict[str, float]:

@@ -6,6 +6,8 @@ selections as tokcomp's strategies (a test holds that), so that a difference in 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,19 +16,28 @@ from transformers.cache_utils import DynamicCache
 
 from tokcomp.runner.arguments import cache_name
 
-__all__ = ["Decoder", "eager_map", "splice"]
+__all__ = ["Decoder", "attending_by_maps", "eager_map", "splice"]
 
 
 def eager_map(attention: Any, config: Any, call: Any) -> tuple[Any, Tensor]:
     """``call()`` with the attention module computing its whole map; the result and the map ``[b, h, l, l]``."""
     maps: list[Tensor] = []
     handle = attention.register_forward_hook(lambda module, args, output: maps.append(output[1]))
+    try:
+        with attending_by_maps(config):
+            return call(), maps[0]
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def attending_by_maps(config: Any) -> Iterator[None]:
+    """Attention modules of this config make their whole maps meanwhile."""
     before, config._attn_implementation = config._attn_implementation, "eager"
     try:
-        return call(), maps[0]
+        yield
     finally:
         config._attn_implementation = before
-        handle.remove()
 
 
 def splice(model: Any, input_ids: Tensor, features: Tensor, tokens: int) -> tuple[Tensor, int, int]:

@@ -26,11 +26,11 @@ def compressed(model: Any, pipeline: Pipeline, inputs: dict[str, Any]) -> tuple[
     return logits, trace.last
 
 
-@pytest.mark.parametrize("removes", [True, False])
-def test_fastv(removes: bool) -> None:
+@pytest.mark.parametrize(("removes", "eager"), [(True, False), (True, True), (False, False)])
+def test_fastv(removes: bool, eager: bool) -> None:
     model, inputs = llava(), one_sample()
     logits, record = compressed(model, Pipeline(prefill="fastv"), inputs)
-    published = PublishedFastV(model, inputs, removes=removes)
+    published = PublishedFastV(model, inputs, removes=removes, eager=eager)
     torch.testing.assert_close(published(), logits, atol=1e-4, rtol=0)
     assert torch.equal(published.kept, record.kept[-1][0])
     lengths = [layer.keys.shape[2] for layer in published.decoder.cache.layers]
