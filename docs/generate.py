@@ -16,22 +16,20 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 DOCS = Path(__file__).resolve().parent
-sys.path.insert(0, str(DOCS / "hooks"))
+sys.path[:0] = [str(DOCS), str(DOCS / "hooks")]
 
+import gallery  # noqa: E402, from docs
 import tables  # noqa: E402, from docs/hooks
 
 from tokcomp.cli.main import main as tokcomp  # noqa: E402
 from tokcomp.embedded import question_set  # noqa: E402
 from tokcomp.experiment.compose import compose  # noqa: E402
-from tokcomp.experiment.config import ModelConfig, RunConfig  # noqa: E402
-from tokcomp.experiment.load import LoadedModel  # noqa: E402
+from tokcomp.experiment.config import RunConfig  # noqa: E402
 from tokcomp.experiment.run import run_recorded  # noqa: E402
-from tokcomp.registry import REGISTRIES  # noqa: E402
-from tokcomp.report.view import overlay  # noqa: E402
 
 README = DOCS.parent / "README.md"
 PARTS = ["results", "pictures", "readme"]
@@ -69,19 +67,7 @@ INSIDE = (
     "prefill=random prefill.layer=1 prefill.keep_tokens=16",
 )
 TABLES = {"presets": PRESETS, "budgets": BUDGETS, "inside": INSIDE}
-SCENES = (8, 13, 15)
 VIEW = "preset=mustdrop-64 vision.merge_layer=5 prefill.positions=keep cache.positions=keep"
-SHOWN = {
-    ("vision", "mustdrop"): {"merge_layer": 5},
-    ("vision", "tome"): {"r": 18},
-    ("vision", "pitome"): {"r": 0.125},
-    ("prefill", "mustdrop"): {"global_threshold": 0.011, "individual_threshold": 0.01},
-    ("prefill", "fastv"): {"keep_tokens": 36},
-    ("prefill", "dart"): {"keep_tokens": 36, "rounding": "exact"},
-    ("prefill", "sparsevlm"): {"keep_ratios": (0.7, 0.5, 0.35, 0.25)},
-    ("prefill", "uniform"): {"keep_tokens": 36},
-}
-"""Settings of the pictures, where the defaults, which are made for 576 patches, leave little to see of 144."""
 
 
 def main() -> int:
@@ -98,15 +84,6 @@ def main() -> int:
     if "readme" in parts or "results" in parts:
         readme()
     return 0
-
-
-@cache
-def model() -> LoadedModel:
-    """The embedded model, loaded once for all runs."""
-    from tokcomp.experiment.load import load_model as load
-
-    config = RunConfig.resolve(compose([]))
-    return load(ModelConfig(), device=config.device, dtype=config.torch_dtype)
 
 
 def results(samples: int) -> None:
@@ -126,33 +103,27 @@ def make(table: str, samples: int) -> None:
         sys.stderr.write(f"tokcomp run {choice} {shared}\n")
         config = RunConfig.resolve(compose(f"{choice} {shared}".split()))
         with tempfile.TemporaryDirectory() as folder:
-            result = run_recorded(config, Path(folder), load=lambda _: model())
+            result = run_recorded(config, Path(folder), load=lambda _: gallery.model())
         command = f"tokcomp run {choice} {shared}"
         tables.write(DOCS / "results", tables.Entry(f"{table}-{number:02d}", table, choice, command, result))
 
 
 def pictures(only: Sequence[str] = ()) -> None:
-    """The scene and its picture by `tokcomp view`, and what each strategy leaves of the same three scenes.
+    """The scene and its picture by `tokcomp view`, and the gallery: what each strategy leaves of the same scenes.
 
     Args:
-        only: stages (``vision``) or strategies (``vision/tome``); empty: all, and the scene.
+        only: stages (``vision``) or strategies (``vision/tome``) of the gallery; empty: all, and the scene.
     """
     images = DOCS / "images"
-    (images / "strategies").mkdir(parents=True, exist_ok=True)
-    scenes = [question_set(1, kinds=["describe"], seed=seed)[0] for seed in SCENES]
+    images.mkdir(exist_ok=True)
     if not only:
-        scenes[0].image.save(images / "scene.png")
-        given = [str(images / "scene.png"), scenes[0].question, *VIEW.split(), "--out", str(images / "view.png")]
-        if tokcomp(["view", *given]):
+        scene = question_set(1, kinds=["describe"], seed=gallery.SEEDS[0])[0]
+        scene.image.save(images / "scene.png")
+        if tokcomp(
+            ["view", str(images / "scene.png"), scene.question, *VIEW.split(), "--out", str(images / "view.png")]
+        ):
             raise SystemExit("tokcomp view failed")
-    for stage, registry in REGISTRIES.items():
-        for name in registry:
-            if only and not {stage, f"{stage}/{name}"} & set(only):
-                continue
-            spec = {stage: {"name": name, **SHOWN.get((stage, name), {})}}
-            out = images / "strategies" / f"{stage}-{name}.png"
-            overlay([item.image for item in scenes], [item.question for item in scenes], spec, model(), out)
-            sys.stderr.write(f"{out.relative_to(DOCS.parent)}\n")
+    gallery.make(only)
 
 
 def readme() -> None:
@@ -179,7 +150,7 @@ def filled(text: str, makers: dict[str, Callable[[], str]]) -> str:
 
 def view_command() -> str:
     """The command that made the picture, and the picture."""
-    question = shlex.quote(question_set(1, kinds=["describe"], seed=SCENES[0])[0].question)
+    question = shlex.quote(question_set(1, kinds=["describe"], seed=gallery.SEEDS[0])[0].question)
     command = f"tokcomp view docs/images/scene.png {question} {VIEW} --out docs/images/view.png"
     return f"```sh\n{command}\n```\n\n![What each stage kept of the scene](docs/images/view.png)"
 

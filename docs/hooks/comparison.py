@@ -107,6 +107,12 @@ def _cost(entry: tables.Entry) -> dict[str, float]:
     }
 
 
+def at_a_glance(entry: tables.Entry) -> str:
+    """Accuracy and what is left of the dense model's cost, in one line."""
+    cost = _cost(entry)
+    return f"accuracy {_accuracy(entry)} %, FLOPs {cost['flops']:.0f} %, cache {cost['kv']:.0f} %"
+
+
 def _reasons(folder: Path, found: dict[str, Lines]) -> str:
     """One line per strategy and reason; and what has neither an entry nor a reason, which nobody has run yet."""
     path = folder / REASONS

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import comparison
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
@@ -21,11 +22,9 @@ STAGES = {
     "cache": "evict entries of the key/value cache, once or after every step",
 }
 CAPTIONS = {
-    "vision": "Above what the model sees, below what is left: merged patches in one tint per group, dropped ones faded, "
-    "key tokens under a star.",
-    "prefill": "Above what the model sees, below the last cut: patches that leave in vermillion, those that left before faded.",
-    "cache": "Above what the model sees, below the share of all layers' heads that hold each patch when the answer is "
-    "done, from none (blue) to all (yellow).",
+    "vision": "Merged patches have one tint per group, dropped ones are faded, key tokens have a star.",
+    "prefill": "Patches that leave at the last cut are vermillion, those that left before are faded.",
+    "cache": "The share of all layers' heads that hold each patch when the answer is done, from none (blue) to all (yellow).",
 }
 _BOUNDS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤", "min_length": "length ≥"}
 
@@ -43,7 +42,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the generated pages."""
-    files.append(File.generated(config, "strategies/index.md", content=overview()))
+    files.append(File.generated(config, "strategies/index.md", content=overview(Path(config.docs_dir))))
     for stage, registry in REGISTRIES.items():
         for name in registry:
             pictures = Path(config.docs_dir) / "images" / "strategies"
@@ -56,28 +55,49 @@ def page_path(stage: str, name: str) -> str:
     return f"strategies/{stage}-{name}.md"
 
 
-def overview() -> str:
-    """The page that lists all strategies and presets."""
-    lines = ["# Strategies", "", "Any mix of one strategy per stage is a pipeline; a stage may be `none`."]
+def overview(docs: Path) -> str:
+    """The gallery: all strategies with what they keep of the same scenes, and the presets."""
+    pictures = docs / "images" / "strategies"
+    found = comparison.read(docs / "results" / "library")
+    lines = ["---", "hide: [toc]", "---", "", "# Strategies", ""]
+    lines += ["Any mix of one strategy per stage is a pipeline; a stage may be `none`. Every strategy was shown the same three "
+              "scenes:", "", *_picture(pictures / "scenes-strip.webp", "Three scenes as the model sees them"), ""]  # fmt: skip
+    lines += ["What it *costs* is taken from [the library compared](../library.md), at a budget of 25 %: accuracy on the "
+              "embedded model, and what is left of the dense model's FLOPs and cache. Strategies without figures have no budget "
+              "there.", ""]  # fmt: skip
     for stage, registry in REGISTRIES.items():
         lines += [
-            "",
             f"## {stage}",
             "",
-            f"These {STAGES[stage]}.",
+            f"These {STAGES[stage]}. {CAPTIONS[stage]}",
             "",
-            "| name | what it does | needs | paper |",
-            "|---|---|---|---|",
+            '<div class="gallery" markdown>',
+            "",
         ]
         for name in registry:
-            cls = registry[name]
-            link = f"[`{name}`]({stage}-{name}.md)"
-            lines.append(f"| {link} | {_first_sentence(cls)} | {needs(cls)} | {_linked(cls.paper) or 'control'} |")
-    lines += ["", "## Presets", "", "A preset selects an option for each stage; what you write after it wins.", ""]
+            lines += _card(stage, name, registry[name], pictures, found)
+        lines += ["</div>", ""]
+    lines += ["## Presets", "", "A preset selects an option for each stage; what you write after it wins.", ""]
     lines += ["| preset | what it is |", "|---|---|"]
     for path in sorted((config_dir() / "preset").glob("*.yaml")):
         lines.append(f"| `preset={path.stem}` | {_linked(_comment(path))} |")
     return "\n".join(lines) + "\n"
+
+
+def _card(stage: str, name: str, cls: type[Strategy], pictures: Path, found: dict[str, comparison.Lines]) -> list[str]:
+    entry = found[stage].get(name, {}).get("25")
+    facts = [f"**Needs** {needs(cls)}", f"**Paper** {_linked(cls.paper) or 'a control or a combinator'}"]
+    if entry is not None:
+        facts.append(f"**Cost** {comparison.at_a_glance(entry)}")
+    return [
+        '<div class="card" markdown>', "", f"**[`{name}`]({stage}-{name}.md)**", "",
+        *_picture(pictures / f"{stage}-{name}-strip.webp", f"What {name} keeps of three scenes"), "",
+        _first_sentence(cls), "", "<br>".join(facts), "", "</div>", "",
+    ]  # fmt: skip
+
+
+def _picture(path: Path, text: str) -> list[str]:
+    return [f"![{text}](../images/strategies/{path.name}){{ loading=lazy }}"] if path.is_file() else []
 
 
 def strategy_page(stage: str, name: str, cls: type[Strategy], pictures: Path) -> str:
@@ -89,14 +109,8 @@ def strategy_page(stage: str, name: str, cls: type[Strategy], pictures: Path) ->
     if cls.paper:
         facts.append(f"**Paper** {_linked(cls.paper)}")
     lines = [f"# {stage}: {name}", "", " · ".join(facts), "", text, ""]
-    picture = pictures / f"{stage}-{name}.png"
-    if picture.is_file():
-        lines += [
-            f"![What {name} leaves of three scenes](../images/strategies/{picture.name})",
-            "",
-            f"*{CAPTIONS[stage]}*",
-            "",
-        ]
+    if shown := _picture(pictures / f"{stage}-{name}.webp", f"What {name} leaves of three scenes"):
+        lines += [*shown, "", f"*Above what the model sees. Below: {CAPTIONS[stage]}*", ""]
     lines += ["## Fields", "", "| field | type | default | meaning |", "|---|---|---|---|"]
     for field, info in cls.model_fields.items():
         default = "(must be given)" if info.is_required() else f"`{_yaml(info.get_default(call_default_factory=True))}`"

@@ -1,7 +1,7 @@
 """Shell blocks of the documentation: `tokcomp …` runs in this process on few questions, the rest is checked.
 
 What is smaller than on the page: 4 questions (`benchmark.samples`), nothing repeated for its time (`measure.repeats=1`), 2
-trials of a search, 3 calibration questions, no pictures on the pages of reports.
+trials of a search, 3 calibration questions (10 where nothing else is run), no pictures on the pages of reports.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ def smaller(words: Sequence[str]) -> list[str]:
     if words[0] == "search":
         words = [*words[: words.index("--trials") + 1], "2", *words[words.index("--trials") + 2 :]]
     kept = [word for word in words if word.partition("=")[0] not in SMALLER]
-    given = SMALLER.items() if words[0] != "calibrate" else [("budget.samples", SMALLER["budget.samples"])]
-    return [*kept, *(f"{name}={value}" for name, value in given)]
+    given = SMALLER.items() if words[0] != "calibrate" else [("budget.samples", "10")]
+    return [kept[0], *(f"{name}={value}" for name, value in given), *kept[1:]]  # before options, as argparse has it
 
 
 def run(code: str) -> None:
@@ -80,7 +80,7 @@ def check(code: str) -> None:
     for words in commands(code):
         told = tokcomp_words(words)
         if told is not None:
-            _check_tokcomp(told)
+            _check_tokcomp(tuple(told))
             continue
         name, rest = words[0], words[1:]
         checker = _CHECKS.get("python" if re.fullmatch(r"(\S*/)?python3?", name) else name)
@@ -88,9 +88,11 @@ def check(code: str) -> None:
             checker(rest)
 
 
-def _check_tokcomp(words: Sequence[str]) -> None:
+@cache
+def _check_tokcomp(words: tuple[str, ...]) -> None:
     assert words[0] in COMMANDS, f"tokcomp {words[0]} is no command"
-    overrides = [word for word in words[1:] if "=" in word and not word.startswith("-")]
+    elsewhere = ("-", "device=")  # options, and a device that this machine may not have
+    overrides = [word for word in words[1:] if "=" in word and not word.startswith(elsewhere)]
     if words[0] in ("run", "view", "sweep"):
         from tokcomp.experiment.axes import read_axes, refuse_wrong
 

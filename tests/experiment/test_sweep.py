@@ -103,6 +103,14 @@ def test_a_sweep_makes_every_run_once(untrained: Path, tmp_path: Path) -> None:
     assert key_of(RunConfig.resolve(compose(result.overrides))) == first.done[0]
 
 
+def test_a_setting_of_every_option_of_an_axis(untrained: Path, tmp_path: Path) -> None:
+    """Without an axis, the stage is none and has no such setting."""
+    ended = sweep(given(untrained, tmp_path, "vision=uniform,random", "vision.keep_ratio=0.5"))
+    assert (len(ended.done), ended.failed, ended.broken) == (2, {}, None)
+    kept = {Result.read(ended.store.folder(key) / "result.json").config["vision"]["keep_ratio"] for key in ended.done}
+    assert kept == {0.5}
+
+
 def test_a_failed_run_is_counted_and_made_again(untrained: Path, tmp_path: Path) -> None:
     # mustdrop's prefill thresholds do not matter: a layer beyond the depth is found when the pipeline meets the model.
     wrong = given(untrained, tmp_path, "prefill=fastv", "prefill.layer=2,99")

@@ -18,6 +18,7 @@ from tokcomp.experiment.config import RunConfig
 from tokcomp.experiment.paths import config_dir
 from tokcomp.experiment.store import Store
 from tokcomp.experiment.worker import execute, job
+from tokcomp.registry import REGISTRIES
 
 __all__ = ["Outcome", "default_folder", "sweep"]
 
@@ -93,7 +94,7 @@ def _launched(axes: Axes, folder: Path, name: str) -> str | None:
 
     told = [text for text in axes.hydra if not text.startswith("hydra.sweep.dir=")]
     values = [f"{_key(group)}={','.join(_value(text) for text in group)}" for group in axes.swept.values()]
-    arguments = [*axes.fixed, *values, *told, f"hydra.sweep.dir='{folder}'", "hydra.sweep.subdir=.",
+    arguments = [*_of_every_run(axes), *values, *told, f"hydra.sweep.dir='{folder}'", "hydra.sweep.subdir=.",
                  "hydra.output_subdir=null", f"hydra.job.name={name}", "hydra/job_logging=none"]  # fmt: skip
     with _arguments(["--multirun", *arguments]):
         try:
@@ -109,6 +110,17 @@ def _launched(axes: Axes, folder: Path, name: str) -> str | None:
                 raise cause from None
             return " ".join(f"{type(error).__name__}: {error}".split())[:500]
     return None
+
+
+def _of_every_run(axes: Axes) -> list[str]:
+    """Hydra composes once without the axes, where a setting of an option that an axis chooses is not there yet; as an axis of
+    one value, it comes in with the others."""
+    chosen = {key for key in axes.swept if "." not in key}
+    if {"preset", "experiment"} & chosen:
+        chosen |= set(REGISTRIES)
+    parts = [text.partition("=") for text in axes.fixed]
+    late = [(key, value) for key, _, value in parts if "." in key and key.partition(".")[0] in chosen]
+    return [f"{key}=choice({value})" if (key, value) in late else f"{key}={value}" for key, _, value in parts]
 
 
 def _key(values: Sequence[str]) -> str:
