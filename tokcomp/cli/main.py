@@ -24,6 +24,7 @@ COMMANDS = {
     "check": "hold a strategy against the contract, and say what it gets wrong",
     "list": "the strategies, benchmarks, models and presets",
     "show": "one strategy: its fields, defaults, paper and needs",
+    "new": "a strategy of your own that works from the start, with options and tests",
     "view": "a picture of what each stage kept, merged and dropped of an image",
     "flops": "what a pipeline saves on a model, counted without weights",
 }

@@ -1,0 +1,5 @@
+"""The untrained checkpoint."""
+
+from tests.untrained import untrained
+
+__all__ = ["untrained"]
