@@ -10,16 +10,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from tokcomp.plugins import one_line, points, told
+from tokcomp.plugins import points, told
 
-__all__ = ["FILE", "STAGES", "Entry", "Setting", "entries", "entry", "names", "sources_digest"]
+__all__ = ["FILE", "STAGES", "Entry", "Setting", "entries", "entry", "local_options", "names", "sources_digest"]
 
 STAGES = ("vision", "prefill", "cache")
 FILE = Path(__file__).with_name("strategies.json")
@@ -76,18 +76,36 @@ class Entry:
 
 
 def sources_digest() -> str:
-    """What the built-in strategies' entries depend on: their sources, and those of the interfaces."""
+    """What the built-in strategies' entries depend on: the outlines of their sources, and those of the interfaces."""
     files = [*(path for stage in STAGES for path in (_PACKAGE / stage).glob("*.py")),
              *(_PACKAGE / name for name in ("stages.py", "budget.py", "scored.py", "signals.py")),
              _PACKAGE / "catalog" / "ask.py"]  # fmt: skip
-    return _digest((path.relative_to(_PACKAGE).as_posix(), path) for path in files)
+    return _digest(
+        (path.relative_to(_PACKAGE).as_posix(), _outline(path.read_text(encoding="utf-8"))) for path in files
+    )
 
 
-def _digest(files: Iterable[tuple[str, Path]]) -> str:
+def _outline(source: str) -> bytes:
+    """A module without imports, comments and the bodies of its functions, which decide what a strategy does and not what is
+    told of it."""
+    kept, depth = [], None
+    for line in source.splitlines():
+        text = line.strip()
+        indent = len(line) - len(line.lstrip())
+        if not text or text.startswith(("#", "import ", "from ")):
+            continue
+        if depth is not None and (indent > depth or text[0] in ")]"):
+            continue
+        depth = indent if text.startswith(("def ", "async def ")) else None
+        kept.append(line)
+    return "\n".join(kept).encode()
+
+
+def _digest(files: Iterable[tuple[str, bytes]]) -> str:
     digest = hashlib.sha256()
-    for name, path in sorted(files):
-        digest.update(f"{name}\0".encode())
-        digest.update(path.read_bytes())
+    for name, content in sorted(files):
+        digest.update(f"{name}\0{len(content)}\0".encode())
+        digest.update(content)
     return digest.hexdigest()[:20]
 
 
@@ -123,7 +141,7 @@ def _built_in() -> tuple[Entry, ...]:
 
 
 def _of_plugins() -> tuple[Entry, ...]:
-    chosen = dict(_local_options())
+    chosen = local_options()
     found = points("tokcomp.strategies")
     if not found and not chosen:
         return ()
@@ -140,29 +158,31 @@ def _of_plugins() -> tuple[Entry, ...]:
     return _kept(key, ask)
 
 
-def _local_options() -> Iterator[tuple[tuple[str, str], str]]:
-    """Stage and name of the option files in the working folder that name their class by a dotted path, and the path."""
+def local_options() -> dict[tuple[str, str], str]:
+    """The dotted paths of the classes that option files in the working folder name, by stage and name of the option."""
+    found = {}
     for stage in STAGES:
         for path in sorted((Path.cwd() / "configs" / stage).glob("*.yaml")):
             for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
                 key, _, value = line.partition(":")
                 value = value.partition("#")[0].strip().strip("'\"")
                 if key in ("_target_", "name") and ("." in value or ":" in value):
-                    yield (stage, path.stem), value
+                    found[stage, path.stem] = value
+    return found
 
 
-def _sources(top: str) -> list[tuple[str, Path]]:
+def _sources(top: str) -> list[tuple[str, bytes]]:
     """The Python files of a top-level module or package, found without importing it."""
     here = [Path.cwd() / f"{top}.py"]
     try:
         spec = find_spec(top)
-    except (ImportError, ValueError) as error:
-        return [(one_line(error), path) for path in here if path.is_file()]
+    except (ImportError, ValueError):  # a module that is half there: whoever imports it will tell
+        spec = None
     if spec is not None and spec.submodule_search_locations:
-        return [(path.relative_to(folder).as_posix(), path) for folder in spec.submodule_search_locations
+        return [(path.relative_to(folder).as_posix(), path.read_bytes()) for folder in spec.submodule_search_locations
                 for path in Path(folder).rglob("*.py")]  # fmt: skip
     files = [Path(spec.origin)] if spec is not None and spec.origin else here
-    return [(path.name, path) for path in files if path.is_file()]
+    return [(path.name, path.read_bytes()) for path in files if path.is_file()]
 
 
 def _kept(key: str, make: Callable[[], tuple[list[Entry], bool]]) -> tuple[Entry, ...]:

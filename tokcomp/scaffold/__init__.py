@@ -66,7 +66,7 @@ def _refuse(stage: str, name: str) -> None:
             f"'{name}' cannot be the name of a strategy: give lower-case letters, digits and single underscores, such as my_idea"
         )
     known = catalog.entry(stage, name)
-    if known is not None:
+    if known is not None and (stage, name) not in catalog.local_options():  # those may become a package
         raise ConfigurationError(f"the name '{name}' is taken by a {stage} strategy ({known.origin}): choose another")
 
 
