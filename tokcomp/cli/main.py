@@ -27,6 +27,7 @@ COMMANDS = {
     "new": "a strategy of your own that works from the start, with options and tests",
     "view": "a picture of what each stage kept, merged and dropped of an image",
     "flops": "what a pipeline saves on a model, counted without weights",
+    "completion": "completion with the tab key, for bash and zsh",
 }
 """Commands and what they do; each is a module of this package with ``add_arguments`` and ``execute``."""
 
@@ -99,7 +100,7 @@ def _dispatch(given: list[str]) -> int:
 
 def _overview() -> str:
     lines = ["usage: tokcomp COMMAND ...", "", "Vision-token compression for vision-language models.", "", "commands:"]
-    lines += [f"  {name:<9} {text}" for name, text in COMMANDS.items()]
+    lines += [f"  {name:<10} {text}" for name, text in COMMANDS.items()]
     return "\n".join([*lines, "", "`tokcomp COMMAND --help` tells more; `tokcomp --version` tells the version."])
 
 
