@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Any
+
 import pytest
 import torch
 
+from tests.models.families import families, models
 from tests.tiny_models import IMAGE, llava, pixels, prompt
 from tokcomp import Pipeline
 from tokcomp.errors import UnsupportedError
@@ -56,14 +60,66 @@ def test_gradients_reach_the_features_of_kept_tokens_only() -> None:
     assert before is not None
 
 
-@pytest.mark.parametrize("part", ["language_model", "vision_tower"])
-def test_gradient_checkpointing_is_refused(part: str) -> None:
-    """Layers that run a second time in the backward pass would meet another state."""
+AGAIN = {
+    "llava, merging in blocks": ("llava", Pipeline({"name": "tome", "r": 2}, {"name": "fastv", "layer": 2, "keep_ratio": 0.5})),
+    "llava, windows and key tokens": ("llava", Pipeline({"name": "mustdrop", "threshold": 0.6, "merge_layer": 1},
+                                                        {"name": "pyramiddrop", "layers": (1, 2, 3)})),
+    "qwen2.5-vl, weighed attention": ("qwen2_5_vl", Pipeline({"name": "tome", "r": 2})),
+    "qwen3-vl, deepstack": ("qwen3_vl", Pipeline("fastervlm", {"name": "fastv", "layer": 1, "keep_ratio": 0.5})),
+    "gemma3, blocks and windows": ("gemma3", Pipeline("uniform", {"name": "fastv", "layer": 2, "keep_ratio": 0.5})),
+}  # fmt: skip
+
+
+def checkpoint(model: Any, reentrant: bool = False) -> None:
+    """Switch gradient checkpointing on; transformers 5.24 has a new name for it."""
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": reentrant})
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("name", AGAIN)
+def test_gradient_checkpointing_gives_the_same_gradients(name: str, reentrant: bool) -> None:
+    """Layers are computed twice, on the tokens that they had: no decision is taken again."""
+    family, pipeline = AGAIN[name]
+    model = copy.deepcopy(models(family)).train()
+    sample = families()[family].sample(2, 0)
+    labels = sample["input_ids"].masked_fill(sample["input_ids"] > 190, -100)
+    ran: list[int] = []
+    model.get_decoder().layers[-1].input_layernorm.register_forward_hook(lambda module, args, out: ran.append(1))
+
+    def gradients() -> dict[str, torch.Tensor]:
+        model.zero_grad()
+        ran.clear()
+        with pipeline.attach(model) as trace:
+            model(**sample, labels=labels).loss.backward()
+            assert len(trace.last.kept[-1][0]) < trace.last.image_tokens[0]
+        return {name: each.grad.clone() for name, each in model.named_parameters() if each.grad is not None}
+
+    expected = gradients()
+    assert len(ran) == 1
+    checkpoint(model, reentrant)
+    if reentrant:
+        model.enable_input_require_grads()
+    again = gradients()
+    assert len(ran) == 2
+    assert model.get_decoder().layers[0].gradient_checkpointing
+    assert again.keys() == expected.keys()
+    for parameter, gradient in again.items():
+        torch.testing.assert_close(gradient, expected[parameter], atol=1e-5, rtol=1e-4)
+
+
+def test_what_checkpointing_rules_out() -> None:
     model = llava().train()
-    body = model.model
-    for layer in body.language_model.layers if part == "language_model" else body.vision_tower.encoder.layers:
-        layer.gradient_checkpointing = True  # what activation_checkpointing_enable() sets
-    with Pipeline("uniform", "fastv").attach(model), pytest.raises(UnsupportedError, match="gradient checkpointing"):
-        model(input_ids=prompt(36, 4, 6), pixel_values=pixels(), use_cache=False)
-    with Pipeline("uniform").attach(model.eval()):
-        model(input_ids=prompt(36, 4, 6), pixel_values=pixels(), use_cache=False)
+    sample = {"input_ids": prompt(36, 4, 6), "pixel_values": pixels()}
+    with Pipeline("uniform").attach(model):
+        checkpoint(model)
+        with pytest.raises(UnsupportedError, match="switch it on before attaching"):
+            model(**sample)
+    with (
+        Pipeline("uniform", cache="h2o").attach(model),
+        pytest.raises(UnsupportedError, match="no cache for cache policy 'h2o'"),
+    ):
+        model(**sample)
+    with Pipeline("uniform", cache="h2o").attach(model.eval()) as trace, torch.no_grad():
+        model(**sample)
+    assert trace.last.after_vision[0] < 36

@@ -74,16 +74,17 @@ class Hooks:
 
     def replace_forward(self, module: nn.Module, forward: Callable[..., Any]) -> None:
         """Set ``forward`` on this instance; the class is never touched."""
-        had = "forward" in vars(module)
-        before = vars(module).get("forward")
-        module.forward = forward
-        self._stack.callback(lambda: setattr(module, "forward", before) if had else delattr(module, "forward"))
+        self.set(module, "forward", forward)
+
+    def set(self, owner: Any, name: str, value: Any) -> None:
+        """Set an attribute of this instance."""
+        had, before = name in vars(owner), vars(owner).get(name)
+        setattr(owner, name, value)
+        self._stack.callback(lambda: setattr(owner, name, before) if had else delattr(owner, name))
 
     def wrap(self, owner: Any, name: str, wrapper: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
         """Put ``wrapper(method)`` in the place of a method of this instance; the class is never touched."""
-        had, before = name in vars(owner), vars(owner).get(name)
-        setattr(owner, name, wrapper(getattr(owner, name)))
-        self._stack.callback(lambda: setattr(owner, name, before) if had else delattr(owner, name))
+        self.set(owner, name, wrapper(getattr(owner, name)))
 
     def observe(self, attention: nn.Module, observer: AttentionObserver) -> None:
         """Show every call of this attention module to ``observer``; :meth:`switch` must cover its config."""

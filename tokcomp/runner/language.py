@@ -54,9 +54,7 @@ class LanguageStage:
         if not self.active:
             return
         depth = range(len(self.decoder.layers))
-        watched = [
-            number for number in depth if self._filters(number, observing=True) or self._evicts(number, observing=True)
-        ]
+        watched = [number for number in depth if self.watches(number)]
         packing = [number for number in depth if self.evictor is not None and self.evictor.packs(number)]
         if watched or packing:
             hooks.switch(self.decoder.config)
@@ -70,6 +68,10 @@ class LanguageStage:
                 hooks.after(self.decoder.layers[number], self._add_deepstack(number))
             if self._evicts(number):
                 hooks.after(self.decoder.layers[number], self._after_layer(number))
+
+    def watches(self, number: int) -> bool:
+        """Whether a layer's attention is looked at."""
+        return self._filters(number, observing=True) or self._evicts(number, observing=True)
 
     def _filters(self, number: int, *, observing: bool = False) -> bool:
         filtering = self.filtering
@@ -86,8 +88,6 @@ class LanguageStage:
         return getattr(self._local, "run", None)
 
     def _before_multimodal(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self.active:
-            self._refuse_recomputation()
         given = by_name(module, args, kwargs)
         outputs = {
             kind: output for kind, output in (given.get("mm_encoder_outputs") or {}).items() if output is not None
@@ -138,7 +138,6 @@ class LanguageStage:
         if cache is None and self._wants_cache(kwargs):
             cache = DynamicCache(config=self.decoder.config)
         self._refuse_half_measures(cache)
-        self._refuse_recomputation()
         if cache is not None:
             policy = None if self.evictor is None else self.evictor.name
             acts = self.evictor is not None and self.evictor.decodes
@@ -154,14 +153,6 @@ class LanguageStage:
         if cache is None and self.evictor is not None:
             raise UnsupportedError(
                 f"cache policy '{self.evictor.name}' has no cache to act on: run with use_cache=True, or leave it out"
-            )
-
-    def _refuse_recomputation(self) -> None:
-        tower = self.adapter.tower
-        layers = [*self.decoder.layers, *([] if tower is None else [block.module for block in tower.blocks])]
-        if any(layer.training and getattr(layer, "gradient_checkpointing", False) for layer in layers):
-            raise UnsupportedError(
-                "gradient checkpointing runs layers twice, which is not supported while attached: disable it"
             )
 
     def _wants_cache(self, kwargs: dict[str, Any]) -> bool:

@@ -8,7 +8,8 @@ from weakref import WeakSet
 from torch import nn
 
 from tokcomp.errors import CompatibilityError, UnsupportedError
-from tokcomp.models.adapter import find_adapter
+from tokcomp.models.adapter import Adapter, find_adapter
+from tokcomp.runner.checkpointing import Checkpointing
 from tokcomp.runner.devices import refuse_several_devices
 from tokcomp.runner.encoded import Encoded
 from tokcomp.runner.hooks import Hooks
@@ -61,6 +62,7 @@ class Session:
             if language.active:
                 policy = None if cache is None else cache.name
                 Preflight(adapter, encoded, language.reader.placeholders, policy).install(hooks)
+                Checkpointing(adapter, _watched(adapter, language, tower), policy).install(hooks)
             if text is not None:
                 text.install(hooks)
             if tower is not None:
@@ -82,6 +84,12 @@ class Session:
             self._hooks.close()
             self._hooks = None
             _ATTACHED.discard(self._decoder)
+
+
+def _watched(adapter: Adapter, language: LanguageStage, tower: VisionStage | None) -> set[nn.Module]:
+    """The layers and blocks whose attention is looked at."""
+    layers = {layer for number, layer in enumerate(adapter.decoder.layers) if language.watches(number)}
+    return layers | (set() if tower is None else {tower.tower.blocks[number].module for number in tower.watched})
 
 
 def _refuse_compiled(model: nn.Module) -> None:

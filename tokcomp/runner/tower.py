@@ -76,10 +76,8 @@ class VisionStage:
         hooks.before(tower.entry, self._before_projector)
         for name in tower.late:
             hooks.wrap(self.encoded.adapter.multimodal, name, functools.partial(self._late, name))
-        watched = self.observed
+        watched = self.watched
         if tower.segmented and (watched or self._acts_inside):
-            if self.reducer.weighs_attention():
-                watched = frozenset(range(len(tower.blocks)))
             for block in tower.blocks:
                 hooks.before(block.module, self._repack)
             for branch in tower.branches:
@@ -114,6 +112,14 @@ class VisionStage:
     def _at(self, place: Site) -> list[Site]:
         """The turns at one place, in order."""
         return [site for site in self.sites if site.place == place]
+
+    @property
+    def watched(self) -> frozenset[int]:
+        """The blocks whose attention is looked at, or gets a mask while it runs."""
+        if self.reducer is None or not (self.tower.segmented and self.reducer.weighs_attention()):
+            return self.observed
+        everywhere = self._acts_inside or bool(self.observed)
+        return frozenset(range(len(self.tower.blocks)) if everywhere else ())
 
     @property
     def _acts_inside(self) -> bool:
