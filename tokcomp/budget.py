@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
-__all__ = ["Budget", "Budgeted", "refuse_table"]
+__all__ = ["Budget", "Budgeted", "SharedBudget", "refuse_table"]
 
 
 class Budget(BaseModel):
@@ -85,6 +85,25 @@ class Budgeted(BaseModel):
     def budget(self) -> Budget:
         """The two fields as one value."""
         return Budget(keep_ratio=self.keep_ratio, keep_tokens=self.keep_tokens)
+
+
+class SharedBudget(Budgeted):
+    """The budget fields of a vision reducer that drops tokens and merges none, so that several rows of the tower can share a
+    budget.
+
+    Attributes:
+        budget_per: what the reducer decides on by itself, and has a budget of its own: each row of the vision tower (an image,
+            a tile of a large one, a frame of a video), each image or video with all its tiles or frames, or all images of a
+            prompt that are encoded together (images and videos apart). Rows that share a budget are laid end to end; what
+            compares tokens (attention) is taken as the tower gives it, row by row.
+    """
+
+    budget_per: Literal["row", "image", "prompt"] = Field(
+        default="row", description="what has a budget of its own: a tile or frame, an image or video, a prompt's images"
+    )
+
+    def scope(self) -> Literal["row", "image", "prompt"]:
+        return self.budget_per
 
 
 def refuse_table(name: str, table: Sequence[float] | None, layers: int, *, most: float = math.inf) -> None:

@@ -111,6 +111,8 @@ class PrefillFilter(Strategy):
         positions: ``keep``: survivors keep their position ids; ``renumber``: the shortened sequence is numbered anew in
             every layer after the cut.
         respects_protected: key tokens that the vision stage marked are never dropped.
+        budget_per: what the filter decides on by itself, and has a budget of its own: all vision tokens of a prompt, each image
+            or video of it, or each row of the vision tower (an image, a tile of a large one, a frame of a video).
     """
 
     stage: ClassVar[str] = "prefill"
@@ -124,6 +126,9 @@ class PrefillFilter(Strategy):
         default="keep", description="position ids of the survivors in the layers after the cut"
     )
     respects_protected: bool = Field(default=True, description="never drop the vision stage's key tokens")
+    budget_per: Literal["prompt", "image", "row"] = Field(
+        default="prompt", description="what has a budget of its own: a prompt, an image or video, a tile or frame"
+    )
 
     @abstractmethod
     def acts_after(self, depth: int) -> tuple[int, ...]:

@@ -166,14 +166,6 @@ def test_a_cache_policy_without_a_cache_is_refused() -> None:
         model(**inputs(), use_cache=False)
 
 
-def test_gradient_checkpointing_is_refused() -> None:
-    model = llava().train()
-    for layer in model.model.language_model.layers:  # what gradient_checkpointing_enable() sets
-        layer.gradient_checkpointing = True
-    with Pipeline("uniform", "fastv").attach(model), pytest.raises(UnsupportedError, match="gradient checkpointing"):
-        model(**inputs(), use_cache=False)
-
-
 def test_assisted_generation_is_refused() -> None:
     model = llava()
     with FULL.attach(model), pytest.raises(UnsupportedError, match="cannot be cropped"):

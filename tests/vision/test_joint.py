@@ -84,7 +84,7 @@ def test_a_frame_may_lose_all_its_tokens() -> None:
 
 
 def test_what_it_cannot_do_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="a joint strategy inside a joint strategy"):
+    with pytest.raises(ConfigurationError, match="shares a budget already"):
         Pipeline({"name": "joint", "strategy": "joint"})
     with pytest.raises(ConfigurationError, match="put the sequence into a joint strategy"):
         Pipeline({"name": "sequence", "steps": ["joint"]})

@@ -28,6 +28,7 @@ class Schedule(PrefillFilter):
         steps: the filters, as a pipeline takes them: a name, or a name with its fields.
         positions: position ids of the survivors after every step; None: as each step says.
         respects_protected: whether key tokens of the vision stage are never dropped; None: as each step says.
+        budget_per: what has a budget of its own; None: as each step says.
     """
 
     # None leaves it to the steps, whose own fields the runner reads.
@@ -36,6 +37,9 @@ class Schedule(PrefillFilter):
     )
     respects_protected: bool | None = Field(  # type: ignore[assignment]
         default=None, description="never drop the vision stage's key tokens; none: as each step says"
+    )
+    budget_per: Literal["prompt", "image", "row"] | None = Field(  # type: ignore[assignment]
+        default=None, description="what has a budget of its own; none: as each step says"
     )
     steps: tuple[PrefillSpec, ...] = Field(
         default=(
@@ -51,7 +55,7 @@ class Schedule(PrefillFilter):
     @field_validator("steps")
     @classmethod
     def _all_alike(cls, steps: tuple[PrefillFilter, ...], info: ValidationInfo) -> tuple[PrefillFilter, ...]:
-        names = ("positions", "respects_protected")
+        names = ("positions", "respects_protected", "budget_per")
         shared = {name: info.data[name] for name in names if info.data.get(name) is not None}
         return tuple(step.model_copy(update=shared) for step in steps) if shared else steps
 

@@ -51,7 +51,9 @@ class Uniform(Budgeted, PrefillFilter):
         counts = view.counts[:, None]
         kept = self.budget.resolve(counts)
         piece = torch.arange(self.budget.resolve(view.n_tokens), device=view.device)
-        place = ((2 * piece + 1) * counts // (2 * kept)).clamp(max=view.n_tokens - 1)  # (b, k) among the real tokens
+        place = ((2 * piece + 1) * counts // (2 * kept.clamp(min=1))).clamp(
+            max=view.n_tokens - 1
+        )  # (b, k) among the real tokens
         real = (~view.valid).to(torch.uint8).argsort(dim=1, stable=True)  # real tokens first, in their order
         keep = real.gather(1, place).masked_fill(piece >= kept, -1)
         if not self.respects_protected:

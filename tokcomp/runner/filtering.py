@@ -11,11 +11,12 @@ from tokcomp.errors import CompatibilityError
 from tokcomp.models.adapter import Decoder
 from tokcomp.ops.scores import attention_rows
 from tokcomp.runner.apply import clean_selection, gather_tokens, with_protected
+from tokcomp.runner.divided import Divided, parts_of
 from tokcomp.runner.masks import Visibility, over_heads
 from tokcomp.runner.passes import Pass
 from tokcomp.runner.shortening import shorten
 from tokcomp.stages import PrefillFilter
-from tokcomp.types import PrefillView, Signal
+from tokcomp.types import PrefillView, Selection, Signal
 
 __all__ = ["Filtering"]
 
@@ -76,7 +77,11 @@ class Filtering:
         assert run.sequence is not None
         slots, real = run.sequence.slots(run.request.prompt)
         for strategy in self.preparing:
-            strategy.prepare(self._view(run, strategy, -1, hidden, slots, real))
+            view = self._view(run, strategy, -1, hidden, slots, real)
+            if strategy.budget_per != "prompt":
+                divided, initial = self._divided(run, strategy, view, slots)
+                view = divided.shown(view, initial)
+            strategy.prepare(view)
 
     def apply(self, run: Pass, layer: int, hidden: Tensor) -> Tensor:
         """Let the filter decide on the output of ``layer`` and shorten the pass's sequence; returns the hidden states
@@ -91,12 +96,33 @@ class Filtering:
         slots, real = sequence.slots(run.request.prompt)
         view = self._view(run, strategy, layer, hidden, slots, real)
         who = f"prefill strategy '{strategy.name}'"
-        selection = clean_selection(strategy.filter(view), real, uniform=sequence.uniform, who=who)
+        selection = self._select(run, strategy, view, slots, who)
         if self.protects and strategy.respects_protected:
             selection = with_protected(selection, view.protected)
         run.rows = run.keys = None
         anew = strategy.positions == "renumber"
         return shorten(run, self.decoder, layer, hidden, slots, real, selection, number_anew=anew)
+
+    def _select(self, run: Pass, strategy: PrefillFilter, view: PrefillView, slots: Tensor, who: str) -> Selection:
+        if strategy.budget_per == "prompt" or max(run.request.images_of) < 1:
+            assert run.sequence is not None
+            return clean_selection(strategy.filter(view), view.valid, uniform=run.sequence.uniform, who=who)
+        divided, initial = self._divided(run, strategy, view, slots)
+        return divided.select(strategy, view, initial, who)
+
+    @staticmethod
+    def _divided(run: Pass, strategy: PrefillFilter, view: PrefillView, slots: Tensor) -> tuple[Divided, Tensor]:
+        """The tokens of a view dealt out to the parts that have a budget each, and how many tokens each had at first."""
+        assert run.sequence is not None
+        prompt, key = run.request.prompt, ("parts", strategy.budget_per)
+        if key not in run.memo:
+            part, parts = parts_of(run.request, strategy.budget_per)
+            ids = torch.arange(parts, device=part.device)[:, None]
+            initial = ((part[:, None] == ids) & prompt.vision[:, None]).sum(dim=2).flatten()
+            run.memo[key] = part, parts, initial
+        part, parts, initial = run.memo[key]
+        columns = run.sequence.index.gather(1, slots)
+        return Divided.of(part.gather(1, columns), view.valid, parts), initial
 
     def _height(self, run: Pass, strategy: PrefillFilter) -> int:
         return 1 if strategy.queries == "last" else run.request.prompt.text_rows

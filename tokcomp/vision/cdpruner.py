@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import torch
 
-from tokcomp.budget import Budgeted
+from tokcomp.budget import SharedBudget
 from tokcomp.ops.diversity import greedy_map
 from tokcomp.ops.relevance import in_unit_range
 from tokcomp.registry import VISION
@@ -17,7 +17,7 @@ __all__ = ["CDPruner"]
 
 
 @VISION.register("cdpruner")
-class CDPruner(Budgeted, VisionReducer):
+class CDPruner(SharedBudget, VisionReducer):
     """Keeps the tokens that are most diverse, given how much each has to do with the prompt's text.
 
     Zhang et al., "Beyond Attention or Similarity: Maximizing Conditional Diversity for Token Pruning in MLLMs", NeurIPS 2025,

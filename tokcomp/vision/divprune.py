@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import torch
 
-from tokcomp.budget import Budgeted
+from tokcomp.budget import SharedBudget
 from tokcomp.ops.diversity import farthest_points
 from tokcomp.registry import VISION
 from tokcomp.stages import VisionReducer
@@ -16,7 +16,7 @@ __all__ = ["DivPrune"]
 
 
 @VISION.register("divprune")
-class DivPrune(Budgeted, VisionReducer):
+class DivPrune(SharedBudget, VisionReducer):
     """Keeps the tokens whose smallest distance from each other is as large as can be, chosen one by one.
 
     Alvar et al., "DivPrune: Diversity-based Visual Token Pruning for Large Multimodal Models", CVPR 2025, arXiv 2503.02175.

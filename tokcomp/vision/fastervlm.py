@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from tokcomp.budget import Budgeted
+from tokcomp.budget import SharedBudget
 from tokcomp.registry import VISION
 from tokcomp.stages import VisionReducer
 from tokcomp.types import Selection, Signal, Site, VisionView
@@ -13,7 +13,7 @@ __all__ = ["FasterVLM"]
 
 
 @VISION.register("fastervlm")
-class FasterVLM(Budgeted, VisionReducer):
+class FasterVLM(SharedBudget, VisionReducer):
     """Keeps the patches that the vision tower's CLS token attends to most, in image order.
 
     Zhang et al., "[CLS] Attention is All You Need for Training-Free Visual Token Pruning: Make VLM Inference Faster", 2024,

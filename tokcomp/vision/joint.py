@@ -42,7 +42,7 @@ class Joint(VisionReducer):
     @model_validator(mode="after")
     def _once(self) -> Self:
         if self.strategy.scope() != "row":
-            raise ValueError("a joint strategy inside a joint strategy: name the reducer itself")
+            raise ValueError("the strategy shares a budget already: name the reducer itself, with budget_per=row")
         return self
 
     def scope(self) -> Literal["row", "image", "prompt"]:

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from tokcomp.budget import Budgeted
+from tokcomp.budget import SharedBudget
 from tokcomp.ops.hashing import uniform
 from tokcomp.registry import VISION
 from tokcomp.stages import VisionReducer
@@ -16,7 +16,7 @@ __all__ = ["Random"]
 
 
 @VISION.register("random")
-class Random(Budgeted, VisionReducer):
+class Random(SharedBudget, VisionReducer):
     """Keeps a random choice of the image's tokens, in image order: the control that every method has to beat.
 
     Acts on the feature layer, before the projector. The choice depends on the image's pixels and ``seed`` only: not on

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from tokcomp.budget import Budget, Budgeted
+from tokcomp.budget import Budget, SharedBudget
 from tokcomp.registry import VISION
 from tokcomp.stages import CompatibilityError, VisionReducer
 from tokcomp.types import Selection, Site, VisionView
@@ -18,7 +18,7 @@ __all__ = ["Uniform"]
 
 
 @VISION.register("uniform")
-class Uniform(Budgeted, VisionReducer):
+class Uniform(SharedBudget, VisionReducer):
     """Keeps tokens at regular distances, in image order: a control that knows nothing but places.
 
     Acts on the feature layer, before the projector. With ``layout`` 1d, K of N tokens are those at the middles of K
@@ -45,7 +45,7 @@ class Uniform(Budgeted, VisionReducer):
         counts = view.counts[:, None]
         kept = budget.resolve(counts)
         piece = torch.arange(budget.resolve(view.n_tokens), device=view.device)
-        keep = (2 * piece + 1) * counts // (2 * kept)  # (b, k)
+        keep = (2 * piece + 1) * counts // (2 * kept.clamp(min=1))  # (b, k)
         return Selection(keep=keep.masked_fill(piece >= kept, -1), ascending=True)
 
     def _lattice(self, view: VisionView, budget: Budget) -> Selection:

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 import torch
 from pydantic import Field
 
-from tokcomp.budget import Budgeted
+from tokcomp.budget import SharedBudget
 from tokcomp.ops.diversity import drop_duplicates
 from tokcomp.registry import VISION
 from tokcomp.stages import VisionReducer
@@ -17,7 +17,7 @@ __all__ = ["VisPruner"]
 
 
 @VISION.register("vispruner")
-class VisPruner(Budgeted, VisionReducer):
+class VisPruner(SharedBudget, VisionReducer):
     """Keeps the patches that the CLS token attends to most and, of the others, those that resemble each other least.
 
     Zhang et al., "Beyond Text-Visual Attention: Exploiting Visual Cues for Effective Token Pruning in VLMs", ICCV 2025, arXiv
