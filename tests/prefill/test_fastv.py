@@ -55,6 +55,7 @@ def test_fields() -> None:
         "keep_tokens": None,
         "positions": "keep",
         "respects_protected": True,
+        "budget_per": "prompt",
     }
     few = FastV.model_validate({"keep_tokens": 64})
     assert (few.keep_tokens, few.keep_ratio) == (64, None)

@@ -87,6 +87,7 @@ def test_the_published_setting() -> None:
         "individual_threshold": 0.001,
         "positions": "renumber",
         "respects_protected": True,
+        "budget_per": "prompt",
     }
     assert strategy.queries == "text"
 
