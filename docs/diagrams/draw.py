@@ -24,13 +24,12 @@ def _picture() -> list[list[str]]:
     return [[{"#": HOUSE, "t": TREE}.get(mark, SKY) for mark in row] for row in rows]
 
 
-def _tiles(drawn: Canvas, x: float, y: float, looks: Callable[[int, int, str], str], gap: float = 2) -> float:
-    """The picture patch by patch; returns its width."""
+def _tiles(drawn: Canvas, x: float, y: float, looks: Callable[[int, int, str], str], gap: float = 2) -> None:
+    """The picture patch by patch."""
     for row, line in enumerate(_picture()):
         for column, region in enumerate(line):
             at = (x + column * (TILE + gap), y + row * (TILE + gap))
-            drawn.box(*at, TILE, TILE, looks(row, column, region), rx=2)
-    return 8 * (TILE + gap) - gap
+            drawn.box(*at, TILE, TILE, looks(row, column, region), rx=2 if gap > 0 else 0)
 
 
 def tokens() -> Canvas:

@@ -48,7 +48,7 @@ def library(folder: Path) -> str:
         if found[stage]:
             parts += [f"## {stage}", "", _table(found[stage]), ""]
             if (folder.parent.parent / "images" / f"library-{stage}.svg").is_file():
-                parts += [f"![Accuracy of the {stage} strategies](images/library-{stage}.svg)", ""]
+                parts += [f"![Accuracy of the {stage} strategies](images/library-{stage}.svg){{ .wide }}", ""]
     parts += ["## What each of them cost", "", _costs(found), "", "## What could not be brought to a budget", "",
               _reasons(folder, found), "", _made_on(found)]  # fmt: skip
     return "\n".join(parts)

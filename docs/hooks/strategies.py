@@ -96,8 +96,8 @@ def _card(stage: str, name: str, cls: type[Strategy], pictures: Path, found: dic
     ]  # fmt: skip
 
 
-def _picture(path: Path, text: str) -> list[str]:
-    return [f"![{text}](../images/strategies/{path.name}){{ loading=lazy }}"] if path.is_file() else []
+def _picture(path: Path, text: str, look: str = "") -> list[str]:
+    return [f"![{text}](../images/strategies/{path.name}){{ {look} loading=lazy }}"] if path.is_file() else []
 
 
 def strategy_page(stage: str, name: str, cls: type[Strategy], pictures: Path) -> str:
@@ -109,7 +109,7 @@ def strategy_page(stage: str, name: str, cls: type[Strategy], pictures: Path) ->
     if cls.paper:
         facts.append(f"**Paper** {_linked(cls.paper)}")
     lines = [f"# {stage}: {name}", "", " · ".join(facts), "", text, ""]
-    if shown := _picture(pictures / f"{stage}-{name}.webp", f"What {name} leaves of three scenes"):
+    if shown := _picture(pictures / f"{stage}-{name}.webp", f"What {name} leaves of three scenes", ".wide"):
         lines += [*shown, "", f"*Above what the model sees. Below: {CAPTIONS[stage]}*", ""]
     lines += ["## Fields", "", "| field | type | default | meaning |", "|---|---|---|---|"]
     for field, info in cls.model_fields.items():

@@ -5,13 +5,16 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import shlex
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from tests.docs.blocks import ROOT
+from tests.docs import shell
+from tests.docs.blocks import PAGES, ROOT, of_page
+from tokcomp.cli.main import COMMANDS
 from tokcomp.registry import REGISTRIES
 
 STRATEGIES = [(stage, name) for stage, registry in REGISTRIES.items() for name in registry]
@@ -151,6 +154,40 @@ def test_markers_that_are_missing_are_named() -> None:
     assert generate.filled("a <!-- x:begin -->old<!-- x:end --> b", {"x": lambda: r"new \1"}).count(r"new \1") == 1
     with pytest.raises(SystemExit, match="x:begin"):
         generate.filled("nothing", {"x": lambda: ""})
+
+
+def test_the_diagrams_are_those_that_are_drawn(tmp_path: Path) -> None:
+    folder = ROOT / "docs" / "diagrams"
+    draw = load("diagrams/draw.py")
+    for name, drawing in draw.DRAWINGS.items():
+        drawing().write(tmp_path / "drawn.svg")
+        assert (tmp_path / "drawn.svg").read_text() == (folder / f"{name}.svg").read_text(), f"draw {name} again"
+
+
+def test_every_transcript_is_of_a_command_that_a_page_shows() -> None:
+    transcripts = load("transcripts.py")
+    blocks = [block.code for page in PAGES for block in of_page(page) if block.language == "sh"]
+    shown = [shlex.join(words) for code in blocks for words in shell.commands(code)]
+    for name, command in [*transcripts.COMMANDS.items(), ("picture", transcripts.PICTURE)]:
+        assert shlex.join(shlex.split(command)) in shown, f"no page shows the command of {name}"
+    assert {path.stem for path in transcripts.FOLDER.glob("*.txt")} == set(transcripts.COMMANDS)
+    assert not [
+        path for path in transcripts.FOLDER.glob("*.txt") if re.search(r"/(tmp|home|root|work)/", path.read_text())
+    ]
+
+
+def test_the_gallery_shows_every_strategy_and_stays_small() -> None:
+    folder = ROOT / "docs" / "images" / "strategies"
+    files = {f"{stage}-{name}{end}" for stage, name in STRATEGIES for end in (".webp", "-strip.webp")}
+    assert {path.name for path in folder.iterdir()} == {*files, "scenes-strip.webp"}
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= 3e6
+
+
+def test_every_command_is_on_its_page() -> None:
+    page = load("hooks/commands.py").page()
+    for name, text in COMMANDS.items():
+        assert f"| [`tokcomp {name}`](#tokcomp-{name}) | {text} |" in page
+        assert f"usage: tokcomp {name} " in page
 
 
 def test_every_picture_that_a_page_shows_is_there() -> None:
