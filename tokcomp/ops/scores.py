@@ -22,7 +22,7 @@ _HIDDEN = torch.finfo(torch.float32).min
 _MAP_SHARE = 1 / 32
 _FLOOR_BYTES = 2**20
 _WIDENING_PRODUCT = TorchVersion(torch.__version__) >= TorchVersion("2.8")  # bmm(half, half) -> float32
-_ROWS = (16, 128)  # the fewest rows of a piece, and as many as make its matrix product efficient
+_ROWS = (16, 64)  # the fewest rows of a piece, and as many as make its matrix product efficient
 
 
 @without_autocast
@@ -180,8 +180,7 @@ def _piece_sums(
 ) -> Tensor:
     """Column sums ``[b, g, l']`` of one piece: query ``[b, g, r, c, d]`` over key ``[b, g, l', d]``.
 
-    Row i sees the keys up to ``position[:, i]``; keys before ``start`` are seen by every row. One buffer of logits is
-    made and worked on in place; dividing by the row sums is left to the final product.
+    Row i sees the keys up to ``position[:, i]``; keys before ``start`` are seen by every row.
     """
     b, g, r, c, d = query.shape
     end = key.shape[2]
@@ -192,13 +191,13 @@ def _piece_sums(
         split[..., start:].masked_fill_(later, _HIDDEN)
     if visible is not None:
         split.masked_fill_(~visible, _HIDDEN)
-    top = logits.amax(dim=-1, keepdim=True)
-    logits.sub_(top).exp_()
-    weight = logits.sum(dim=-1, keepdim=True).reciprocal_()  # (b, g, r * c, 1)
-    weight.masked_fill_(top <= _HIDDEN, 0.0)  # a row that sees nothing gives nothing
-    if row_valid is not None:
-        weight.view(b, g, r, c).mul_(row_valid[:, None, None, :])
-    return (weight.transpose(-1, -2) @ logits).squeeze(2)
+    # One call that keeps a row where it is fast: maximum, exponentials, sum and quotient apart take twice as long.
+    attention = logits.softmax(dim=-1)
+    weight = attention.new_ones(b, 1, 1, c) if row_valid is None else row_valid[:, None, None].float()
+    weight = weight.expand(b, g, r, c).reshape(b, g, 1, r * c)
+    if visible is not None:  # a row that sees nothing gives nothing
+        weight = weight * (logits.amax(dim=-1) > _HIDDEN)[:, :, None]
+    return (weight @ attention).squeeze(2)
 
 
 def _last_rows(
@@ -217,8 +216,8 @@ def _last_rows(
 def _piece(grouped: torch.Size, length: int, chunk_bytes: int) -> tuple[int, int]:
     """KV heads and query rows of one piece, so that its logits and its float32 keys fit into the room there is."""
     b, g, r, t, d = grouped
-    row = 4 * b * r * length  # bytes of one row of logits for every query head of one KV head
-    room = min(chunk_bytes, max(_FLOOR_BYTES, int(_MAP_SHARE * row * g * length)))
+    row = 2 * 4 * b * r * length  # bytes of one row, logits and attention, for every query head of one KV head
+    room = min(chunk_bytes, max(_FLOOR_BYTES, int(_MAP_SHARE / 2 * row * g * length)))
     converted = 4 * b * length * d
     heads = min(max(room // (converted + row * min(t, _ROWS[1])), 1), g)
     heads = -(-g // -(-g // heads))  # pieces of even size
