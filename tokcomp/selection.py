@@ -179,8 +179,8 @@ class Selection:
 
 def _extremes(counts: Tensor) -> tuple[int, int]:
     """Smallest and largest number, in one look at the device; 0 and 0 where there is none."""
-    if not counts.numel():
-        return 0, 0
+    if counts.numel() <= 1:
+        return (int(counts),) * 2 if counts.numel() else (0, 0)
     smallest, largest = torch.stack(counts.aminmax()).tolist()
     return smallest, largest
 

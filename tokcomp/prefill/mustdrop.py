@@ -66,12 +66,15 @@ class MustDrop(PrefillFilter):
         important = (wanted >= self.global_threshold * wanted.sum(dim=1, keepdim=True)) | (
             largest >= self.individual_threshold
         )
-        keep = important & view.valid
-        if self.respects_protected:
-            keep |= view.protected & view.valid
-        best = wanted.masked_fill(~view.valid, -1.0)
-        best = best == best.amax(dim=1, keepdim=True)
-        keep |= best & (best.cumsum(dim=1) == 1) & ~keep.any(dim=1, keepdim=True)
+        keep = important
+        if self.respects_protected and view.marked:
+            keep = keep | view.protected
+        if view.padded:
+            keep = keep & view.valid
+            wanted = wanted.masked_fill(~view.valid, -1.0)
+        # Where nothing is left, the token that is wanted most: of equal ones the first.
+        best = wanted.argmax(dim=1, keepdim=True)
+        keep = keep.scatter(1, best, keep.gather(1, best) | ~keep.any(dim=1, keepdim=True))
         return Selection.from_mask(keep)
 
     def _attended(self, view: PrefillView) -> tuple[Tensor, Tensor]:

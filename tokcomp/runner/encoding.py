@@ -207,11 +207,10 @@ class Encoding:
     def _decide(self, view: VisionView, grids: Sequence[tuple[int, int]], *, uniform: bool, who: str) -> Selection:
         """The same for a view whose rows have these grids: a reducer sees those of one grid at a time."""
         assert self.reducer is not None
-        groups = alike(grids, view.device)
-        if len(groups) == 1:
+        if len(set(grids)) == 1:
             return clean_selection(self.reducer.reduce(view), view.valid, uniform=uniform, who=who)
         parts = []
-        for grid, rows in groups:
+        for grid, rows in alike(grids, view.device):
             n = int(view.counts[rows].max())
             part = narrowed(view, grid, rows, n)
             even = bool(part.valid.all())

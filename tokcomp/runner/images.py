@@ -93,6 +93,11 @@ class Images:
         return tuple(rows * columns for rows, columns in self.layout.grids)
 
     @property
+    def even(self) -> bool:
+        """Every row has equally many units."""
+        return min(self.units) == max(self.units)
+
+    @property
     def patches(self) -> tuple[int, ...]:
         """Patches of each row in the tower."""
         if self.layout.patches is not None or self.layout.members is None:
@@ -126,6 +131,8 @@ class Images:
     @cached_property
     def flat(self) -> Tensor:
         """Where each unit stands in ``[i, n]`` laid end to end ``[sum of units]``."""
+        if self.even:
+            return torch.arange(self.n_rows * self.n_units, device=self.valid.device)
         starts = torch.arange(self.n_rows, device=self.valid.device) * self.n_units
         return torch.cat([start + torch.arange(count, device=start.device)
                           for start, count in zip(starts, self.units, strict=True)])  # fmt: skip
@@ -226,6 +233,8 @@ class Images:
         return self._at_home(values.masked_fill(~self.valid, 0))
 
     def _at_home(self, values: Tensor) -> Tensor:
+        if not self.touched:
+            return values
         home = self.origin.where(self.valid, self.n_units)
         return values.new_zeros(self.n_rows, self.n_units + 1).scatter(1, home, values)[:, : self.n_units]
 

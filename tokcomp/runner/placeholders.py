@@ -181,29 +181,51 @@ def _filled(placement: Placement, kind: str, like: Tensor) -> _Filled | None:
     if not items:
         return None
     tables = {call: _placeholders_of(placement.images[call]) for call in {item.call for item in items}}
+    moved = any(placement.images[call].reordered for call in tables)
     parts: list[list[Tensor]] = []
-    moved, filled = False, 0
-    for item in items:
-        span = slice(item.start, item.start + item.length)
-        alive, sizes, protected, unit, stands = (values[span] for values in tables[item.call])
-        starts = torch.zeros_like(alive)
-        starts[:1] = True
-        parts.append(
-            [alive, sizes, protected, starts, unit, torch.full_like(unit, item.call), stands - item.start + filled]
-        )
-        moved, filled = moved or placement.images[item.call].reordered, filled + item.length
+    filled = 0
+    for run in _runs(items):
+        first, length = run[0], sum(item.length for item in run)
+        span = slice(first.start, first.start + length)
+        alive, sizes, protected, unit, stands = (values[span] for values in tables[first.call])
+        stands = stands + (filled - first.start) if moved else stands
+        parts.append([alive, sizes, protected, _starts(run, alive), unit, torch.full_like(unit, first.call), stands])
+        filled += length
     joined = parts[0] if len(parts) == 1 else [torch.cat(column) for column in zip(*parts, strict=True)]
     columns = [column.to(like.device) for column in joined]
     alive, sizes, protected, starts, unit, call, stands = columns
     return _Filled(alive, sizes, protected, starts, unit, call, stands if moved else None)
 
 
+def _runs(items: Sequence[Item]) -> list[list[Item]]:
+    """The images cut into runs that stand side by side in one tower call."""
+    runs: list[list[Item]] = []
+    for item in items:
+        last = runs[-1][-1] if runs else None
+        if last is not None and (last.call, last.start + last.length) == (item.call, item.start):
+            runs[-1].append(item)
+        else:
+            runs.append([item])
+    return runs
+
+
+def _starts(run: Sequence[Item], like: Tensor) -> Tensor:
+    """Which placeholders of a run are the first of their image ``[p]`` bool."""
+    length = run[0].length
+    if all(item.length == length for item in run):
+        return torch.arange(like.shape[0], device=like.device) % length == 0
+    starts = torch.zeros_like(like)
+    for item in run:
+        starts[item.start - run[0].start] = True
+    return starts
+
+
 def _placeholders_of(table: Images) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The placeholders of a tower call ``[p]``: whether a token stands there, its size and protection, the unit (-1 for a
     separator) and the placeholder whose token shall stand there."""
     flat = table.flat
-    alive, sizes = table.alive().flatten()[flat], table.at_units(table.sizes).flatten()[flat]
-    protected = table.at_units(table.protected).flatten()[flat]
+    of_units = (table.alive(), table.at_units(table.sizes), table.at_units(table.protected))
+    alive, sizes, protected = (values.flatten() if table.even else values.flatten()[flat] for values in of_units)
     placed = table.layout.placed
     if placed is None:
         own = torch.arange(flat.shape[0], device=flat.device)

@@ -138,7 +138,7 @@ class PromptReader:
         if touched:
             _refuse_strange_nan(prompt, kwargs["inputs_embeds"])
         counts = torch.stack([prompt.valid.sum(dim=1), prompt.vision.sum(dim=1)])
-        (width, n_vision), (least, fewest) = counts.amax(dim=1).tolist(), counts.amin(dim=1).tolist()
+        (least, fewest), (width, n_vision) = torch.stack(counts.aminmax(dim=1)).tolist()
         taken = compress_index(prompt.valid, width)
         valid = None if width == least else prompt.valid.gather(1, taken)
         anew = touched and self.reducer is not None and self.reducer.positions == "renumber"

@@ -46,7 +46,7 @@ def shorten(run: Pass, decoder: Decoder, layer: int, hidden: Tensor, slots: Tens
     if not sequence.uniform or selection.ragged:
         # One look at the device tells how long the longest row is now, and whether all rows are of one length.
         counts = torch.stack([keep.sum(dim=1), kept.sum(dim=1)])
-        (width, n_vision), (least, fewest) = counts.amax(dim=1).tolist(), counts.amin(dim=1).tolist()
+        (least, fewest), (width, n_vision) = torch.stack(counts.aminmax(dim=1)).tolist()
         uniform, even = n_vision == fewest, width == least
     taken = compress_index(keep, width)
     valid = None if even else keep.gather(1, taken)
