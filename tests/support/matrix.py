@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from tests.models.families import Family, families
+from tests.runner.conversation import answer, comparable, converse, reference, whole
 from tests.tiny_models import cached, generate
 from tokcomp import Pipeline, __version__
 from tokcomp.errors import TokcompError
@@ -37,7 +38,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "cache/h2o": {"heavy_tokens": 8, "recent_tokens": 6},
     "cache/streaming_llm": {"recent_tokens": 10},
 }
-WAYS = ("one image", "batch", "several images", "video", "beams", "second turn")
+WAYS = ("one image", "batch", "several images", "video", "beams", "second turn", "image in a later turn")
 
 
 def strategies() -> list[tuple[str, str]]:
@@ -143,14 +144,32 @@ def _second_turn(model: Any, family: Family, pipeline: Pipeline) -> None:
         torch.testing.assert_close(at_once, torch.cat(single, dim=1), atol=1e-4, rtol=0)
 
 
+def _later_image(model: Any, family: Family, pipeline: Pipeline) -> None:
+    """A new image after an answer, on the compressed cache: its tokens are counted, and the states of all turns are those of the
+    whole conversation at full length in which dropped tokens are masked out."""
+    turns = [family.sample(1, 0), answer(2, 1), family.sample(1, 2), answer(2, 3)]
+    with pipeline.attach(model) as trace:
+        heard = converse(model, turns, trace)
+    assert all(bool(torch.isfinite(turn.hidden).all()) for turn in heard), "states are not finite"
+    assert len(trace.requests) == 2, f"{len(trace.requests)} prompts were recorded"
+    total, kept = trace.last.image_tokens[0], len(trace.last.kept[-1][0])
+    assert 0 < kept <= total, f"{kept} of {total} tokens"
+    if pipeline == Pipeline():
+        for got, want in zip(heard, converse(model, turns), strict=True):
+            assert torch.equal(got.hidden, want.hidden), "the model is not as it was"
+    elif comparable(pipeline, trace):
+        for got, want in zip(heard, reference(model, whole(family, turns), heard, pipeline), strict=True):
+            torch.testing.assert_close(got.hidden.masked_fill(want == 0, 0.0), want, atol=1e-4, rtol=0)
+
+
 _WAYS: dict[str, Callable[[Any, Family, Pipeline], None]] = {
     "one image": _one, "batch": _batch, "several images": _several, "video": _video, "beams": _beams,
-    "second turn": _second_turn,
+    "second turn": _second_turn, "image in a later turn": _later_image,
 }  # fmt: skip
 
 
-def measure(names: Iterable[str], chosen: Iterable[tuple[str, str]]) -> dict[str, Any]:
-    """The cells of some families and strategies, and what each family is."""
+def measure(names: Iterable[str], chosen: Iterable[tuple[str, str]], ways: Iterable[str] = WAYS) -> dict[str, Any]:
+    """The cells of some families, strategies and ways of use, and what each family is."""
     import transformers
 
     found: dict[str, Any] = {"version": __version__, "transformers": transformers.__version__, "torch": torch.__version__,
@@ -166,22 +185,29 @@ def measure(names: Iterable[str], chosen: Iterable[tuple[str, str]]) -> dict[str
         for stage, strategy in chosen:
             pipeline = pipeline_of(stage, strategy)
             found["cells"].setdefault(f"{stage}/{strategy}", {})[name] = {
-                way: result for way in WAYS if (result := cell(family, pipeline, way)) is not None
+                way: result for way in ways if (result := cell(family, pipeline, way)) is not None
             }
         print(f"{name}: done", flush=True)  # noqa: T201
     return found
 
 
+def _renewed(before: dict[str, dict[str, str]], now: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
+    """The cells of a strategy, by family and way, with those of ``now`` in the place of what was there."""
+    both = {family: {**before.get(family, {}), **now.get(family, {})} for family in {**before, **now}}
+    return {family: {way: ways[way] for way in WAYS if way in ways} for family, ways in both.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--family", nargs="*", help="only these; the rest of the file stays as it is")
+    parser.add_argument("--way", nargs="*", choices=WAYS, help="only these ways of use")
     parser.add_argument("--out", type=Path, default=support.FILE)
     options = parser.parse_args()
-    found = measure(options.family or families(), strategies())
-    if options.family and options.out.exists():
+    found = measure(options.family or families(), strategies(), options.way or WAYS)
+    if (options.family or options.way) and options.out.exists():
         before = json.loads(options.out.read_text(encoding="utf-8"))
         found["families"] = {**before["families"], **found["families"]}
-        found["cells"] = {name: {**before["cells"].get(name, {}), **row} for name, row in found["cells"].items()}
+        found["cells"] = {name: _renewed(before["cells"].get(name, {}), row) for name, row in found["cells"].items()}
     options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     failed = [(s, f, w, r) for s, row in found["cells"].items() for f, ways in row.items() for w, r in ways.items()
               if r.startswith("failed")]  # fmt: skip

@@ -155,6 +155,9 @@ class Adapter:
         blocks: for models whose image tokens (or prefix) attend in both directions: from the arguments of
             ``multimodal.forward`` the block of each token ``[b, l]``, -1 for causal ones, or None.
         blocks_pass_window: in layers with a window, blocks see each other beyond it.
+        positions: for models that number tokens by the images among them: from the arguments of ``multimodal.forward``, the
+            placeholders ``[b, l]`` of each kind and which tokens are no padding (None: all), the position ids ``[p, b, l]``
+            of these tokens alone, from 0 on.
     """
 
     family: str
@@ -166,3 +169,4 @@ class Adapter:
     embed: nn.Module | None = None
     blocks: Callable[[Mapping[str, Any]], Tensor | None] | None = None
     blocks_pass_window: bool = False
+    positions: Callable[[Mapping[str, Any], Mapping[str, Tensor], Tensor | None], Tensor] | None = None

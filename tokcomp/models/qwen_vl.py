@@ -7,7 +7,9 @@ also orders the groups by attention window and puts them back after its merger.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +19,9 @@ from tokcomp.models.adapter import Adapter, Call, Layout, Modality, Tower, Tower
 from tokcomp.models.causal import decoder_of
 
 __all__ = ["build", "packed_tower"]
+
+_TYPES = {"image": 1, "video": 2}
+"""What the models call the kinds of tokens; text is 0."""
 
 
 @register_adapter(
@@ -43,7 +48,19 @@ def build(model: nn.Module) -> Adapter:
             Modality("video", video_token, "get_video_features"),
         ),
         embed=body.get_input_embeddings(),
+        positions=partial(_positions, body),
     )
+
+
+def _positions(body: Any, given: Mapping[str, Any], masks: Mapping[str, Tensor], valid: Tensor | None) -> Tensor:
+    """The model's own numbers for tokens that it is told nothing of but what stands where."""
+    types = torch.stack([mask.long() * _TYPES[kind] for kind, mask in masks.items()]).sum(dim=0)
+    optional = {name: given[name] for name in ("second_per_grid_ts",) if given.get(name) is not None}
+    positions: Tensor = body.get_rope_index(
+        types, mm_token_type_ids=types, image_grid_thw=given.get("image_grid_thw"),
+        video_grid_thw=given.get("video_grid_thw"), attention_mask=None if valid is None else valid.long(), **optional,
+    )[0]  # fmt: skip
+    return positions
 
 
 def packed_tower(visual: Any) -> Tower:

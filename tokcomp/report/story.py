@@ -17,7 +17,8 @@ from tokcomp.experiment.load import LoadedModel
 from tokcomp.models.adapter import Call, find_adapter
 from tokcomp.pipeline import Pipeline
 from tokcomp.runner.arguments import cache_name
-from tokcomp.runner.cache import CompressedLayer, filled
+from tokcomp.runner.cache import CompressedLayer
+from tokcomp.runner.tables import filled
 from tokcomp.runner.trace import Record, Trace
 
 __all__ = ["CacheStory", "Story", "seen_image", "tell"]

@@ -10,7 +10,15 @@ from torch import Tensor
 from tokcomp.errors import TokcompError
 from tokcomp.types import Selection, debugging
 
-__all__ = ["clean_selection", "compress_index", "gather_entries", "gather_tokens", "renumber", "with_protected"]
+__all__ = [
+    "clean_selection",
+    "compress_index",
+    "gather_entries",
+    "gather_tokens",
+    "renumber",
+    "widened",
+    "with_protected",
+]
 
 
 def clean_selection(selection: Selection, valid: Tensor, *, uniform: bool, who: str) -> Selection:
@@ -69,6 +77,26 @@ def gather_entries(x: Tensor, index: Tensor) -> Tensor:
 def renumber(valid: Tensor) -> Tensor:
     """Positions 0, 1, 2... over the valid tokens of each row ``[b, l]``; padding gets 0."""
     return (valid.long().cumsum(dim=1) - 1).clamp(min=0)
+
+
+def widened(selection: Selection, before: int) -> Selection:
+    """A selection of the entries behind the first ``before``, as one of all entries, of which those stay."""
+    if before == 0:
+        return selection
+    head = torch.arange(before, device=selection.keep.device)
+
+    def behind(places: Tensor) -> Tensor:
+        moved = (places + before).where(places >= 0, -1)
+        return torch.cat([head.expand(*moved.shape[:-1], -1), moved], dim=-1)
+
+    assign, weight = selection.assign, selection.weight
+    return replace(
+        selection,
+        keep=behind(selection.keep),
+        assign=None if assign is None else behind(assign),
+        weight=None if weight is None else torch.nn.functional.pad(weight, (before, 0), value=1.0),
+        protect=None,
+    )
 
 
 def with_protected(selection: Selection, protected: Tensor) -> Selection:

@@ -6,9 +6,9 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-__all__ = ["by_name", "cache_in", "cache_name"]
+__all__ = ["by_name", "cache_in", "cache_name", "kinds_in", "outputs_in", "tokens_in"]
 
 _CACHE_NAMES = "cache", "past_key_values"
 """From transformers 5.24 on the argument is ``cache``; before that it was ``past_key_values``."""
@@ -29,3 +29,21 @@ def by_name(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     if not args:
         return dict(kwargs)
     return {**dict(zip(inspect.signature(module.forward).parameters, args, strict=False)), **kwargs}
+
+
+def outputs_in(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Per kind of vision input the output of its encoder that a model is called with."""
+    outputs = given.get("mm_encoder_outputs") or {}
+    return {kind: output for kind, output in outputs.items() if output is not None}
+
+
+def kinds_in(given: Mapping[str, Any]) -> set[str]:
+    """The kinds of vision input that a model is called with, as pixels or encoded."""
+    pixels = [name for name, value in given.items() if name.startswith("pixel_values") and value is not None]
+    return outputs_in(given).keys() | {"video" if name.endswith("videos") else "image" for name in pixels}
+
+
+def tokens_in(kwargs: Mapping[str, Any]) -> Tensor:
+    """The tokens of a call of the decoder: embeddings ``[b, l, d]`` where it has them, else ids ``[b, l]``."""
+    tokens: Tensor = kwargs["inputs_embeds"] if kwargs.get("inputs_embeds") is not None else kwargs["input_ids"]
+    return tokens

@@ -15,12 +15,14 @@ from transformers.cache_utils import DynamicLayer
 
 from tokcomp.errors import UnsupportedError
 from tokcomp.ops.packed import Packed
+from tokcomp.runner.columns import Columns
 from tokcomp.runner.request import Entries, Request, Sequence
+from tokcomp.runner.tables import filled
 
-__all__ = ["CompressedLayer", "bound_request", "filled"]
+__all__ = ["CompressedLayer", "bound_request"]
 
 
-class CompressedLayer(DynamicLayer):
+class CompressedLayer(Columns, DynamicLayer):
     """One layer of a request's cache, with its own length.
 
     Attributes:
@@ -32,13 +34,14 @@ class CompressedLayer(DynamicLayer):
         index: ``[b, 1|g, m]`` prompt column of the first m entries; later entries are the tokens that followed.
         offset: ``[b]`` what this layer's positions lag behind the model's own, or None for nothing.
         phase: ``[b, 1|g, m]`` position of the first m keys in this layer's numbering, or ``[b, 1|g, m, p]`` planes of it;
-            followed only where a policy numbers anew.
+            None where entries left by a policy that does not number anew.
         visible: ``[b, g, m]`` entries that the coming step may see, or None for all; used up by that step.
         rows: ``[b]`` row of the request that each row of the cache belongs to (beams move rows around).
         kin: layers with equal ``kin`` hold the same tokens and share their masks; None where a policy went its own way.
         packed: entries of heads that hold different numbers of them, without padding; ``keys`` and ``values`` then hold only
             what came after, and the first m entries above are these, padded.
-        fresh: tokens that the latest pass has read. initial: vision entries that the prefill wrote, of each row of the request.
+        fresh: tokens that the latest pass has read. initial: vision entries that the layer held when the latest prompt had been
+            written, of each row of the request. before: entries that it held, of those that are left, ahead of that prompt.
         attended: the coming pass reads ``packed`` too.
         memory: what the policy remembers per entry, ``[b, g, m]`` each.
         window: the model's own window in this layer (entries further back leave the cache), or None.
@@ -68,7 +71,7 @@ class CompressedLayer(DynamicLayer):
         self.arriving: int | None = None
         self.packed: Packed | None = None
         self.attended = False
-        self.fresh = 0
+        self.fresh = self.before = 0
 
     # -- what transformers calls -------------------------------------------------------------------------------------
 
@@ -116,7 +119,7 @@ class CompressedLayer(DynamicLayer):
 
     def reset(self) -> None:
         super().reset()
-        self.seen = 0
+        self.seen = self.before = 0
         self.dense = self.aligned = True
         self.valid = self.index = self.offset = self.phase = self.visible = self.rows = self.kin = self.packed = None
         self.memory = {}
@@ -147,41 +150,29 @@ class CompressedLayer(DynamicLayer):
         packed = () if self.packed is None else (self.packed.keys, self.packed.values)
         return (self.keys, self.values, *packed) if self.is_initialized else ()
 
-    def expect(self, sequence: Sequence, seen: int, initial: Tensor, rows: Tensor) -> None:
-        """The prefill is about to write ``sequence``, which is what is left of ``seen`` prompt tokens, ``initial`` ``[b]`` of
-        them vision tokens; ``rows``: 0, 1, 2... ``[b]``."""
-        self.index = sequence.index[:, None]
-        self.valid = None if sequence.valid is None else sequence.valid[:, None]
-        self.offset = sequence.offset
-        at = sequence.positions
-        self.phase = at[:, None] if at.dim() == 2 else at.permute(1, 2, 0)[:, None]
-        self.rows = rows
-        self.kin = id(sequence)
-        self.dense, self.initial = sequence.length == seen, initial
-        self.arriving = seen
-
-    def lag(self, positions: Tensor) -> Tensor:
-        """This layer's position ids for ``positions`` ``[b|1, l]`` or ``[p, b|1, l]`` of the model's own numbering."""
-        return positions if self.offset is None else positions - self.offset[:, None]
-
-    def full_index(self) -> Tensor:
-        """Column of every entry in the uncompressed sequence ``[b, 1|g, l]``."""
-        assert self.index is not None
-        fresh = self.length - self.index.shape[-1]
-        if fresh == 0:
-            return self.index
-        tail = torch.arange(self.seen - fresh, self.seen, device=self.index.device)
-        return torch.cat([self.index, tail.expand(*self.index.shape[:-1], fresh)], dim=-1)
+    def expect(self, request: Request, sequence: Sequence, initial: Tensor, rows: Tensor, offset: Tensor | None,
+               kin: int | None) -> None:  # fmt: skip
+        """The prompt of ``request`` is about to write ``sequence``, which is what is left of it; ``initial`` ``[b]`` vision
+        tokens will be here then, numbered ``offset`` behind the model's own. ``rows``: 0, 1, 2... ``[b]``."""
+        columns, at = request.prompt.origin.shape[1], sequence.positions
+        if self.offset is not None:
+            at = at - self.offset[:, None]
+        phase = at[:, None] if at.dim() == 2 else at.permute(1, 2, 0)[:, None]
+        valid = None if sequence.valid is None else sequence.valid[:, None]
+        self.append_entries(request.start + sequence.index[:, None], valid, phase)
+        self.before, self.dense = self.length, self.dense and sequence.length == columns
+        self.request, self.initial, self.offset, self.rows = request, initial, offset, rows
+        self.kin, self.arriving = kin, columns
 
     def likeness(self) -> tuple[object, ...]:
         """Layers of which this is equal hold equally many entries, and a policy can be asked about them at once."""
         noted = [None if table is None else table.shape[-1] for table in (self.index, self.valid)]
-        return (self.keys.device, *self.keys.shape[:3], self.seen, self.window, *noted, *self.memory)
+        return (self.keys.device, *self.keys.shape[:3], self.seen, self.before, self.window, *noted, *self.memory)
 
     def evict(self, keys: Tensor, values: Tensor, columns: Tensor, valid: Tensor | None, kin: int | None) -> None:
         """Hold these entries ``[b, g, k, d]`` only, which stand at ``columns`` ``[b, g, k]`` of the uncompressed sequence;
         ``valid`` tells which are no padding. What the policy remembers is set by the caller."""
-        self.index, self.valid, self.kin = columns, valid, kin
+        self.index, self.valid, self.kin, self.phase = columns, valid, kin, None
         self.dense, self.aligned = False, self.aligned and valid is None
         self.keys, self.values = keys, values
         self._note_entries()
@@ -196,6 +187,17 @@ class CompressedLayer(DynamicLayer):
         self.keys, self.values = (x.new_empty(*x.shape[:2], 0, x.shape[3]) for x in (self.keys, self.values))
         self._note_entries()
 
+    def unpack(self) -> None:
+        """Store packed entries with padding again, for a pass of many rows."""
+        if self.packed is not None:
+            keys, values = self.packed.unpack()
+            self.keys, self.values = torch.cat([keys, self.keys], dim=2), torch.cat([values, self.values], dim=2)
+            self.packed = None
+
+    def held_keys(self) -> Tensor:
+        """The keys ``[b, g, l, d]``."""
+        return self.keys
+
     def _forget(self, oldest: int) -> None:
         """Let the ``oldest`` entries leave."""
         if oldest <= 0:
@@ -204,8 +206,9 @@ class CompressedLayer(DynamicLayer):
         for name in ("valid", "index", "phase"):
             value = getattr(self, name)
             if value is not None:
-                setattr(self, name, value[..., oldest:])
+                setattr(self, name, value[:, :, oldest:])
         self.memory = {name: value[..., oldest:] for name, value in self.memory.items()}
+        self.before = max(self.before - oldest, 0)
         self._note_entries()
 
     def _each_row(self, change: Callable[[Tensor], Tensor], moved: bool = True) -> None:
@@ -224,7 +227,11 @@ class CompressedLayer(DynamicLayer):
         self._note_entries()
 
     def _note_entries(self) -> None:
-        self.request.entries[self.number] = Entries(self.length, self.valid)
+        self.request.entries[self.number] = self.entry()
+
+    def entry(self) -> Entries:
+        """How many entries there are now."""
+        return Entries(self.length, self.valid)
 
 
 def _own(states: Tensor) -> Tensor:
@@ -232,13 +239,7 @@ def _own(states: Tensor) -> Tensor:
     return states if states.untyped_storage().nbytes() == states.nbytes else states.clone()
 
 
-def filled(valid: Tensor, length: int) -> Tensor:
-    """``valid`` ``[..., m]`` with True for the entries that came after the first m, ``[..., length]``."""
-    fresh = length - valid.shape[-1]
-    return valid if fresh == 0 else torch.nn.functional.pad(valid, (0, fresh), value=True)
-
-
 def bound_request(cache: Any) -> Request | None:
-    """The request whose compressed cache this is, or None."""
+    """The latest request of which this is the compressed cache, or None."""
     layers = getattr(cache, "layers", None)
     return layers[0].request if layers and isinstance(layers[0], CompressedLayer) and layers[0].seen else None

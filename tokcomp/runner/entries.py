@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from tokcomp.runner.cache import CompressedLayer, filled
+from tokcomp.runner.cache import CompressedLayer
+from tokcomp.runner.tables import filled
 
 __all__ = ["EntryTables"]
 
@@ -21,7 +22,7 @@ class EntryTables:
         index: column of each entry in the uncompressed sequence ``[b, g, l]``.
         valid: ``[b, g, l]``. padded: whether any of it may be False.
         vision, protected: ``[b, g, l]`` bool.
-        prompt, after: tokens of each sample's prompt, and those after its last image ``[b]``.
+        prompt, after: tokens of each sample's prompts, and those after the last image of its latest one ``[b]``.
         digest: ``[b]`` or None.
     """
 
@@ -38,7 +39,7 @@ class EntryTables:
     def of(cls, layers: Sequence[CompressedLayer]) -> EntryTables:
         """The tables of ``layers``, which hold equally many entries, all with padding or all without."""
         first = layers[0]
-        prompt, heads, length = first.request.prompt, first.keys.shape[1], first.length
+        request, heads, length = first.request, first.keys.shape[1], first.length
         index = _stacked([layer.index for layer in layers if layer.index is not None], first.keys.shape[0], heads)
         if index.shape[-1] < length:
             tail = torch.arange(first.seen - (length - index.shape[-1]), first.seen, device=index.device)
@@ -52,12 +53,17 @@ class EntryTables:
             index=index,
             valid=valid,
             padded=padded,
-            vision=column(prompt.vision[rows], index) & valid,
-            protected=column(prompt.protected[rows], index) & valid,
-            prompt=prompt.lengths[rows],
-            after=prompt.after[rows],
-            digest=None if prompt.digest is None else prompt.digest[rows],
+            vision=column(request.vision[rows], index) & valid,
+            protected=column(request.protected[rows], index) & valid,
+            prompt=request.lengths[rows],
+            after=request.prompt.after[rows],
+            digest=None if request.prompt.digest is None else request.prompt.digest[rows],
         )
+
+    def latest(self, before: int, prompt: Tensor) -> EntryTables:
+        """Those of the entries behind the first ``before``, all of the latest prompt, whose lengths are ``prompt`` ``[b]``."""
+        names = "index", "valid", "vision", "protected"
+        return replace(self, prompt=prompt, **{name: getattr(self, name)[..., before:] for name in names})
 
 
 def _stacked(tables: Sequence[Tensor], batch: int, heads: int) -> Tensor:

@@ -12,14 +12,15 @@ from torch import Tensor
 from tokcomp.errors import TokcompError
 from tokcomp.models.adapter import Decoder
 from tokcomp.ops.merging import apply_selection
-from tokcomp.runner.apply import gather_entries
-from tokcomp.runner.cache import CompressedLayer, filled
+from tokcomp.runner.apply import gather_entries, widened
+from tokcomp.runner.cache import CompressedLayer
 from tokcomp.runner.entries import EntryTables
 from tokcomp.runner.numbering import Numbering, Turn
 from tokcomp.runner.observing import OBSERVED, observe
 from tokcomp.runner.passes import Observed, Pass
 from tokcomp.runner.showing import cache_view, joined
 from tokcomp.runner.stacking import fits, gathered
+from tokcomp.runner.tables import filled
 from tokcomp.stages import CachePolicy
 from tokcomp.types import CacheView, Selection, Signal, debugging
 
@@ -67,8 +68,10 @@ class Evictor:
         """Act on a layer that has just run; what can wait until all layers have run acts in :meth:`after_pass`."""
         policy = self.policies[layer.number]
         observed, run.observed = run.observed or Observed(), None
+        if run.prefill and not policy.decodes():
+            layer.memory = {}  # what it noted of an earlier prompt
         if run.prefill and Signal.SURVEY in policy.signals():
-            view = self._view(policy, [layer], self._tables(run, [layer]), observed)
+            view = self._view(policy, [layer], self._tables(run, [layer], self._before(run, policy, layer)), observed)
             run.surveyed[layer.number] = policy.survey(view)
             layer.memory = dict(view.memory)
         elif run.prefill and not self._waits(policy):
@@ -85,6 +88,8 @@ class Evictor:
                 run.stepped.append((layer, observed))
             else:
                 self._act(run, policy, [layer], observed)
+        elif run.follow.touches and self.packs(layer.number):
+            layer.pack()
 
     def after_pass(self, run: Pass, layers: list[CompressedLayer]) -> None:
         """Act on the layers that waited for the end of the pass."""
@@ -125,14 +130,14 @@ class Evictor:
     def _act(self, run: Pass, policy: CachePolicy, layers: list[CompressedLayer], observed: Observed,
              final: Tensor | None = None) -> None:  # fmt: skip
         """Ask the policy about layers that hold equally many entries, and do what it selects."""
-        tables = self._tables(run, layers)
+        before, tables = self._before(run, policy, layers[0]), self._tables(run, layers)
         waited = run.prefill and Signal.SURVEY in policy.signals()
         surveyed = self._surveyed(run, policy) if waited else None
-        view = self._view(policy, layers, tables, observed, final, surveyed)
+        view = self._view(policy, layers, self._tables(run, layers, before), observed, final, surveyed)
         selection = (policy.after_prefill if run.prefill else policy.after_step)(view)
-        memory = view.memory
+        memory = {} if before else view.memory
         if selection is not None:
-            self._apply(run, policy, layers, selection, tables, dict(memory))
+            self._apply(run, policy, layers, widened(selection, before), tables, dict(memory))
             return
         for position, layer in enumerate(layers):
             layer.memory = {name: _part(value, position, layers) for name, value in memory.items()}
@@ -143,15 +148,22 @@ class Evictor:
         return cache_view(self.numbering, policy, layers, tables, observed, **found)  # type: ignore[arg-type]
 
     @staticmethod
-    def _tables(run: Pass, layers: list[CompressedLayer]) -> EntryTables:
-        """The entries' tables; in a prefill, layers that hold the same tokens share them."""
+    def _before(run: Pass, policy: CachePolicy, layer: CompressedLayer) -> int:
+        """Entries of earlier turns that a policy does not see: one that acts once acts once on every turn's prompt."""
+        return layer.before if run.prefill and not policy.decodes() else 0
+
+    @staticmethod
+    def _tables(run: Pass, layers: list[CompressedLayer], before: int = 0) -> EntryTables:
+        """The tables of the entries behind the first ``before``; in a prefill, layers that hold the same tokens share them."""
         one, several = layers[0], {layer.kin for layer in layers}
-        if not run.prefill or len(several) > 1:
-            return EntryTables.of(layers)
-        key = ("entries", one.kin, one.length, len(layers))
-        if key not in run.memo:
-            run.memo[key] = EntryTables.of(layers)
-        return run.memo[key]
+        if not run.prefill or len(several) > 1 or one.kin is None:
+            tables = EntryTables.of(layers)
+        else:
+            key = ("entries", one.kin, one.length, len(layers))
+            tables = run.memo[key] = run.memo[key] if key in run.memo else EntryTables.of(layers)
+        return (
+            tables if before == 0 else tables.latest(before, one.request.prompt.lengths[one.rows].repeat(len(layers)))
+        )
 
     def _apply(self, run: Pass, policy: CachePolicy, layers: list[CompressedLayer], selection: Selection,
                tables: EntryTables, memory: dict[str, Tensor]) -> None:  # fmt: skip

@@ -66,9 +66,10 @@ class Filtering:
         """Take from one layer's attention what the filter asked for."""
         strategy = self.acting[layer]
         if Signal.KEYS in strategy.signals():
-            run.keys = key
+            assert run.sequence is not None
+            run.keys = key[:, :, -run.sequence.length :]
         if _asks_rows(strategy) and strategy.attention_of == "this":
-            run.rows = self._rows(run.sees, query[:, :, -self._height(run, strategy) :], key, scale, logits)
+            run.rows = self._rows(run, run.sees, query[:, :, -self._height(run, strategy) :], key, scale, logits)
 
     def prepare(self, run: Pass, hidden: Tensor) -> None:
         """Show the embeddings ``[b, l, d]`` to the filters that want to see them."""
@@ -92,7 +93,10 @@ class Filtering:
             assert self.decoder.query_key is not None
             tables = run.tables(layer + 1, hidden)
             query, key, scale = self.decoder.query_key(layer + 1, hidden, self._height(run, strategy), tables)
-            run.rows = self._rows(run.sees_prompt(layer + 1), query, key, scale, self.decoder.logits(layer + 1))
+            sees = run.sees_prompt(layer + 1)
+            if run.turn is not None:
+                key = torch.cat([run.turn.layers[layer + 1].held_keys(), key], dim=2)
+            run.rows = self._rows(run, sees, query, key, scale, self.decoder.logits(layer + 1))
         slots, real = sequence.slots(run.request.prompt)
         view = self._view(run, strategy, layer, hidden, slots, real)
         who = f"prefill strategy '{strategy.name}'"
@@ -101,7 +105,7 @@ class Filtering:
             selection = with_protected(selection, view.protected)
         run.rows = run.keys = None
         anew = strategy.positions == "renumber"
-        return shorten(run, self.decoder, layer, hidden, slots, real, selection, number_anew=anew)
+        return shorten(run, layer, hidden, slots, real, selection, number_anew=anew)
 
     def _select(self, run: Pass, strategy: PrefillFilter, view: PrefillView, slots: Tensor, who: str) -> Selection:
         if strategy.budget_per == "prompt" or max(run.request.images_of) < 1:
@@ -127,9 +131,12 @@ class Filtering:
     def _height(self, run: Pass, strategy: PrefillFilter) -> int:
         return 1 if strategy.queries == "last" else run.request.prompt.text_rows
 
-    def _rows(self, sees: Visibility, query: Tensor, key: Tensor, scale: float, logits: dict[str, Any]) -> Tensor:
+    def _rows(self, run: Pass, sees: Visibility, query: Tensor, key: Tensor, scale: float,
+              logits: dict[str, Any]) -> Tensor:  # fmt: skip
+        """Attention of the queries over all keys, of which those of the sequence are shown ``[b, h, t, l]``."""
+        assert run.sequence is not None
         mask = over_heads(sees.last(query.shape[2], query.device), query.shape[1])
-        return attention_rows(query, key, scale=scale, mask=mask, **logits)
+        return attention_rows(query, key, scale=scale, mask=mask, **logits)[..., -run.sequence.length :]
 
     def _view(
         self, run: Pass, strategy: PrefillFilter, layer: int, hidden: Tensor, slots: Tensor, real: Tensor

@@ -13,9 +13,9 @@ from transformers.cache_utils import DynamicCache
 
 from tokcomp.errors import UnsupportedError
 from tokcomp.models.adapter import Adapter
-from tokcomp.runner.adoption import adopt
-from tokcomp.runner.arguments import by_name, cache_in, cache_name
-from tokcomp.runner.cache import CompressedLayer, bound_request
+from tokcomp.runner.adoption import adopt, adopt_text, holds_text, note_text
+from tokcomp.runner.arguments import by_name, cache_in, cache_name, kinds_in, outputs_in, tokens_in
+from tokcomp.runner.cache import bound_request
 from tokcomp.runner.deepstack import taken_over
 from tokcomp.runner.encoded import Encoded
 from tokcomp.runner.eviction import Evictor
@@ -25,7 +25,9 @@ from tokcomp.runner.packing import attend_packed
 from tokcomp.runner.passes import Pass, to_columns
 from tokcomp.runner.positions import in_planes, next_after
 from tokcomp.runner.prompts import Given, PromptReader
+from tokcomp.runner.refusals import refuse_no_cache, refuse_other_rows, wants_cache
 from tokcomp.runner.request import Request
+from tokcomp.runner.turns import Follow, LaterTurn, generating, positions_of
 from tokcomp.stages import CachePolicy, PrefillFilter, VisionReducer
 
 __all__ = ["LanguageStage"]
@@ -41,6 +43,7 @@ class LanguageStage:
         protects = reducer is not None and reducer.protects
         self.filtering = None if prefill is None else Filtering(prefill, adapter.decoder, protects=protects)
         self.evictor = None if policy is None else Evictor(policy, adapter.decoder, marked=protects)
+        self._policy = None if policy is None else policy.name
         self.active = reducer is not None or prefill is not None or policy is not None
         self.reader = PromptReader(adapter, reducer, prefill, policy)
         self._cache_name = cache_name(adapter.decoder.module)
@@ -49,6 +52,9 @@ class LanguageStage:
     def install(self, hooks: Hooks) -> None:
         if self.adapter.multimodal is not None:
             hooks.before(self.adapter.multimodal, self._before_multimodal)
+        numbers = "_prepare_position_ids_for_generation"
+        if self.active and self.adapter.positions is not None and hasattr(self.adapter.model, numbers):
+            hooks.wrap(self.adapter.model, numbers, generating(self.adapter, self.reader.placeholders))
         hooks.before(self.decoder.module, self._before_decoder)
         hooks.after(self.decoder.module, self._after_decoder)
         if not self.active:
@@ -89,18 +95,14 @@ class LanguageStage:
 
     def _before_multimodal(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = by_name(module, args, kwargs)
-        outputs = {
-            kind: output for kind, output in (given.get("mm_encoder_outputs") or {}).items() if output is not None
-        }
-        masks: dict[str, Tensor] = {}
-        pixels = {name for name, value in given.items() if name.startswith("pixel_values") and value is not None}
-        if outputs or pixels:
-            kinds = outputs.keys() | {"video" if name.endswith("videos") else "image" for name in pixels}
-            masks = self.reader.placeholders(given.get("input_ids"), given.get("inputs_embeds"), kinds)
+        outputs, kinds = outputs_in(given), kinds_in(given)
+        masks = self.reader.placeholders(given.get("input_ids"), given.get("inputs_embeds"), kinds) if kinds else {}
         # generate() encodes the images first and hands the features on, once or (without a cache) at every step.
         self._local.masks, self._local.counts = masks, self.encoded.expect(masks, outputs, active=self.active)
         blocks = None if self.adapter.blocks is None else self.adapter.blocks(given)
-        self._local.given = Given(True, given.get("attention_mask"), blocks)
+        if blocks is not None:  # of the whole conversation, where an image comes in a later turn
+            blocks = blocks[:, -tokens_in(given).shape[1] :]
+        self._local.given = Given(True, given.get("attention_mask"), blocks, given)
 
     def _before_decoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._local.run = None
@@ -112,17 +114,23 @@ class LanguageStage:
         request = bound_request(cache)
         image = bool(self.encoded.pending) and any(map(any, counts.values()))
         if request is not None:
-            if image:
+            if not self.active:
                 raise UnsupportedError(
-                    "a new image in a later turn on a compressed cache is not supported: start a new prompt"
+                    "this cache was compressed: go on with it while a pipeline that compresses is attached"
                 )
-            return (), self._continue(request, cache, given, kwargs)
+            return (), self._follow(request, cache, masks if image else {}, counts, given, kwargs)
         if not image and (self.adapter.tower is not None or not self.active):
+            self._local.text = self.active and (cache is None or holds_text(cache))
+            if self._local.text and cache is not None:
+                note_text(cache, kwargs.get("position_ids"), tokens_in(kwargs).shape[1])
             return None  # text only: exactly as without tokcomp
-        if cache is not None and cache.get_seq_length() > 0:
-            if self.adapter.tower is None or not self.active:
+        if self.active and cache is not None and cache.get_seq_length() > 0:
+            if self.adapter.tower is None:
                 return None  # read before tokcomp was attached: goes on as it began
-            raise UnsupportedError("this cache holds a prompt that was read without tokcomp: start with an empty cache")
+            tokens = tokens_in(kwargs)
+            shown = Follow.of(given.padding_in(kwargs), tokens, cache.get_seq_length()).earlier
+            request = adopt_text(cache, self.decoder, self._policy, tokens, shown)
+            return (), self._follow(request, cache, masks, counts, given, kwargs)
         return (), self._begin(masks, counts, given, kwargs)
 
     def _begin(self, masks: dict[str, Tensor], counts: dict[str, list[int]], given: Given,
@@ -135,54 +143,65 @@ class LanguageStage:
             request.layers = [sequence] * len(self.decoder.layers)
             return kwargs
         cache = cache_in(kwargs)
-        if cache is None and self._wants_cache(kwargs):
+        if cache is None and wants_cache(self.decoder, kwargs):
             cache = DynamicCache(config=self.decoder.config)
-        self._refuse_half_measures(cache)
+        refuse_no_cache(cache, self._policy)
         if cache is not None:
-            policy = None if self.evictor is None else self.evictor.name
-            acts = self.evictor is not None and self.evictor.decodes
-            adopt(cache, request, self.decoder, policy=policy, note_reads=acts)
-        sequence, seen, changed = self.reader.first_sequence(request, {**seen, self._cache_name: cache})
+            adopt(cache, request, self.decoder, self._policy)
+        made = self._read(request, None, given, {**seen, self._cache_name: cache})
+        changed = self._local.run.changed
+        return made if changed else {**made, "attention_mask": kwargs.get("attention_mask")}
+
+    def _read(self, request: Request, turn: LaterTurn | None, given: Given, seen: dict[str, Any]) -> dict[str, Any]:
+        """Start the pass that reads a prompt; what the decoder gets."""
+        if self.evictor is not None and self.evictor.decodes and request.entries:
+            request.reads = [[] for _ in request.entries]
+        sequence, seen, changed = self.reader.first_sequence(request, seen)
         seen, deepstack = taken_over(seen)
-        self._local.run = Pass(self.decoder, request, True, sequence.positions, sequence=sequence, changed=changed,
-                               blocks=given.blocks, through=self.adapter.blocks_pass_window, deepstack=deepstack)  # fmt: skip
-        return seen if changed else {**seen, "attention_mask": kwargs.get("attention_mask")}
+        later = turn is not None
+        self._local.run = Pass(self.decoder, request, True, sequence.positions, turn, sequence=sequence,
+                               changed=changed or later, moved=later, blocks=given.blocks,
+                               through=self.adapter.blocks_pass_window, deepstack=deepstack)  # fmt: skip
+        return seen
 
-    def _refuse_half_measures(self, cache: Any) -> None:
-        """Refuse what would run, but not do what was asked."""
-        if cache is None and self.evictor is not None:
-            raise UnsupportedError(
-                f"cache policy '{self.evictor.name}' has no cache to act on: run with use_cache=True, or leave it out"
-            )
-
-    def _wants_cache(self, kwargs: dict[str, Any]) -> bool:
-        wanted = kwargs.get("use_cache")
-        return bool(self.decoder.config.use_cache if wanted is None else wanted)
-
-    def _continue(self, request: Request, cache: Any, given: Given, kwargs: dict[str, Any]) -> dict[str, Any]:
-        tokens = kwargs["inputs_embeds"] if kwargs.get("inputs_embeds") is not None else kwargs["input_ids"]
-        fresh = tokens.shape[1]
-        mask = given.padding_in(kwargs)
-        if mask is not None and fresh > 1 and not bool(mask[:, -fresh:].all()):
-            raise UnsupportedError(
-                "padding in a later turn on a compressed cache is not supported: batch turns of equal length"
-            )
-        first: CompressedLayer = cache.layers[0]
-        positions = kwargs.get("position_ids")
+    def _follow(self, request: Request, cache: Any, masks: dict[str, Tensor], counts: dict[str, list[int]], given: Given,
+                kwargs: dict[str, Any]) -> dict[str, Any]:  # fmt: skip
+        """Tokens that follow on a compressed cache, new images among them or not."""
+        tokens, seen, first = tokens_in(kwargs), cache.get_seq_length(), cache.layers[0]
+        b, t = tokens.shape[:2]
+        refuse_other_rows(first, b)
+        # A single token is a step of decoding, where nothing is asked of the device.
+        follow = Follow.of(given.padding_in(kwargs), tokens, seen) if t > 1 else Follow()
+        positions = kwargs.get("position_ids") if given.numbered(kwargs) else None
         if positions is None:
-            following = request.next_position if len(request.next_position) == 1 else request.next_position[first.rows]
-            positions = following[:, None] + torch.arange(fresh, device=tokens.device)
-        positions = in_planes(positions, self.decoder.planes)
-        request.next_position = next_after(positions)
-        self._local.run = Pass(self.decoder, request, False, positions, first_offset=first.offset,
-                               blocks=given.blocks, through=self.adapter.blocks_pass_window)  # fmt: skip
+            positions = positions_of(self.adapter, request, first, follow, given.call, masks, b, t)
         # Every layer gets a mask of its own; a 4-D one is what keeps the model from building the full-length mask.
-        placeholder = torch.zeros(1, 1, 1, 1, device=tokens.device)
-        return {**kwargs, "position_ids": first.lag(positions), "attention_mask": placeholder}
+        own = {**kwargs, "attention_mask": torch.zeros(1, 1, 1, 1, device=tokens.device)}
+        if masks:
+            turn = self.reader.read(masks, counts, self.encoded.release(),
+                                    {**kwargs, "attention_mask": follow.valid, "position_ids": positions})  # fmt: skip
+            turn.follows(request.passed(first.rows, seen), [each.entry() for each in cache.layers],
+                         follow.first(in_planes(positions, self.decoder.planes)))  # fmt: skip
+            self.remember(turn)
+            made = self._read(turn, LaterTurn(cache.layers, follow), given,
+                              {**own, "attention_mask": follow.valid, "position_ids": positions})  # fmt: skip
+            return {**made, "attention_mask": own["attention_mask"]}
+        if follow.touches:
+            for layer in cache.layers:
+                layer.settle()
+        positions = in_planes(positions, self.decoder.planes)
+        first_positions, first_offset = first.lag(positions), first.offset
+        self._local.run = Pass(self.decoder, request, False, positions, follow=follow, first_offset=first_offset,
+                               blocks=given.blocks, through=self.adapter.blocks_pass_window)  # fmt: skip
+        request.advance(next_after(positions), first.rows, seen + t if t > 1 else None)
+        return {**own, "position_ids": first_positions}
 
     def _after_decoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         run, self._local.run = self._pass, None
+        text, self._local.text = getattr(self._local, "text", False), False
         cache = cache_in(kwargs)
+        if text and cache is None and not isinstance(output, tuple) and cache_in(output) is not None:
+            note_text(cache_in(output), kwargs.get("position_ids"), 0)
         if run is not None and self.evictor is not None and cache is not None:
             self.evictor.after_pass(run, cache.layers)
         if run is None or not run.prefill or run.sequence is None:

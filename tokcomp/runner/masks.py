@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -78,6 +78,12 @@ class Visibility:
         return ((self.blocks[:, None] == own[..., None]) & (own >= 0)[..., None])[:, None]
 
 
+@overload
+def over_heads(mask: Tensor, heads: int) -> Tensor: ...
+@overload
+def over_heads(mask: None, heads: int) -> None: ...
+@overload
+def over_heads(mask: Tensor | None, heads: int) -> Tensor | None: ...
 def over_heads(mask: Tensor | None, heads: int) -> Tensor | None:
     """A mask per key/value head ``[b, g, r, l]`` as one per query head; others stay as they are."""
     if mask is None or mask.shape[1] in (1, heads):

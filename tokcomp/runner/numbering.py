@@ -10,9 +10,10 @@ from torch import Tensor
 from tokcomp.models.adapter import Decoder
 from tokcomp.ops.rotary import mean_rotation, rerotate, rotation
 from tokcomp.runner.apply import gather_entries
-from tokcomp.runner.cache import CompressedLayer, filled
+from tokcomp.runner.cache import CompressedLayer
 from tokcomp.runner.positions import close_up
 from tokcomp.runner.stacking import turned
+from tokcomp.runner.tables import filled
 from tokcomp.stages import CachePolicy
 
 __all__ = ["Numbering", "Turn"]
@@ -68,7 +69,7 @@ class Numbering:
         freq = self.decoder.inv_freq(layer.number)
         if freq is None:
             return torch.eye(width, device=layer.keys.device).expand(b, -1, -1)
-        start = self._next(layer).expand(b)
+        start = layer.coming().expand(b)
         return mean_rotation(start, steps, freq, width, interleaved=self.decoder.interleaved())
 
     def _place(self, layer: CompressedLayer, keep: Tensor, before: Tensor | None,
@@ -78,11 +79,11 @@ class Numbering:
         valid = layer.valid
         start = self.decoder.first_position
         if valid is not None:
-            layer.offset = layer.request.next_position - filled(valid, layer.length).sum(dim=-1).amax(dim=-1) - start
+            layer.offset = layer.following() - filled(valid, layer.length).sum(dim=-1).amax(dim=-1) - start
         else:  # one tensor for all, so that they share their rotary tables
             name = ("offset", layer.length)
             if name not in shared:
-                shared[name] = layer.request.next_position - layer.length - start
+                shared[name] = layer.following() - layer.length - start
             layer.offset = shared[name]
         if before is None:
             return []
@@ -108,7 +109,7 @@ class Numbering:
         b, heads, length, _ = before.shape
         kept = torch.zeros(b, heads, length + 1, dtype=torch.bool, device=keep.device)
         kept = kept.scatter(2, keep.where(keep >= 0, length), True)[..., :-1]
-        until = self._next(layer).expand(b).repeat_interleave(heads)
+        until = layer.coming().expand(b).repeat_interleave(heads)
         moved, lag = close_up(before.permute(3, 0, 1, 2).flatten(1, 2), used.flatten(0, 1), kept.flatten(0, 1), until)
         index = keep.clamp(min=0)
         phase = gather_entries(moved.permute(1, 2, 0).unflatten(0, (b, heads)), index)
@@ -125,19 +126,7 @@ class Numbering:
         if freq is not None:
             layer.keys = rerotate(layer.keys, turns, freq, interleaved=self.decoder.interleaved())
 
-    def _next(self, layer: CompressedLayer) -> Tensor:
-        """Position of the coming token in the layer's numbering ``[b|1]``."""
-        coming = layer.request.next_position
-        return coming if layer.offset is None else coming - layer.offset
-
     def _phases(self, layer: CompressedLayer) -> Tensor:
         """The position of each key in the layer's numbering ``[b, g, l]``, or its planes ``[b, g, l, p]``."""
-        assert layer.phase is not None
-        b, heads = layer.keys.shape[:2]
-        phase = layer.phase.expand(b, heads, *layer.phase.shape[2:])
-        fresh = layer.length - phase.shape[2]
-        if fresh == 0:
-            return phase
-        later = self._next(layer)[:, None] - torch.arange(fresh, 0, -1, device=phase.device)  # (b|1, fresh)
-        later = later[:, None] if phase.dim() == 3 else later[:, None, :, None]
-        return torch.cat([phase, later.expand(b, heads, fresh, *phase.shape[3:])], dim=2)
+        phase = layer.full_phase()
+        return phase.expand(*layer.keys.shape[:2], *phase.shape[2:])

@@ -47,17 +47,20 @@ def _received(run: Pass, policy: CachePolicy, query: Tensor, key: Tensor, scale:
               **logits: Any) -> Tensor | None:  # fmt: skip
     """What each entry receives in this pass, summed over its rows and the query heads of its group ``[b, g, l]``; None in
     a later pass of a policy that does not act there."""
+    b, heads, rows_now, _ = query.shape
     if run.prefill and run.sequence is not None:
         rows, row_valid = _prompt_rows(run, policy)
-        if run.sees.window is not None or run.sees.blocks is not None or logits:
-            return received_sums(query, key, scale=scale, sees=run.sees.rows, row_valid=row_valid, rows=rows, **logits)
-        return column_sums(query, key, scale=scale, causal=True, key_valid=run.sequence.valid, row_valid=row_valid,
-                           rows=rows)  # fmt: skip
+        sees = run.sees
+        if sees.window is not None or sees.blocks is not None or logits:
+            return received_sums(query, key, scale=scale, sees=lambda at: over_heads(sees.rows(at), heads),
+                                 row_valid=row_valid, rows=rows, **logits)  # fmt: skip
+        return column_sums(query, key, scale=scale, causal=True, key_valid=sees.valid, row_valid=row_valid, rows=rows)
     if not policy.decodes():
         return None
-    b, heads, rows_now, _ = query.shape
     mask = over_heads(run.sees.last(rows_now, query.device), heads)
     attention = attention_rows(query, key, scale=scale, mask=mask, **logits)
+    if run.follow.valid is not None:
+        attention = attention * run.follow.valid[:, None, :, None]
     return attention.view(b, key.shape[1], -1, key.shape[2]).sum(dim=2)
 
 
@@ -67,9 +70,11 @@ def _chunks(run: Pass, policy: CachePolicy, query: Tensor, key: Tensor, scale: f
     most, valid = _prompt_rows(run, policy)
     (b, h, t, _), length = query.shape, key.shape[2]
     height = max(1, _CHUNK_BYTES // (4 * b * h * length))
+    before = length - t
     for start in range(t - (t if most is None else most), t, height):
         at = torch.arange(start, min(start + height, t), device=query.device)
-        attention = attention_rows(query[:, :, at], key, scale=scale, mask=over_heads(sees.rows(at), h), **logits)
+        mask = over_heads(sees.rows(before + at), h)
+        attention = attention_rows(query[:, :, at], key, scale=scale, mask=mask, **logits)
         yield attention, torch.ones_like(at, dtype=torch.bool).expand(b, -1) if valid is None else valid[:, at]
 
 

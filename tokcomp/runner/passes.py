@@ -14,11 +14,13 @@ from tokcomp.models.adapter import Decoder
 from tokcomp.ops.packed import Packed
 from tokcomp.runner.apply import gather_tokens
 from tokcomp.runner.arguments import cache_in
-from tokcomp.runner.cache import CompressedLayer, filled
+from tokcomp.runner.cache import CompressedLayer
 from tokcomp.runner.deepstack import Deepstack
 from tokcomp.runner.hooks import base_implementation
 from tokcomp.runner.masks import Visibility, layer_mask
 from tokcomp.runner.request import Prompt, Request, Sequence
+from tokcomp.runner.tables import appended, filled
+from tokcomp.runner.turns import Follow, LaterTurn, shown
 
 __all__ = ["Observed", "Pass", "padding_of", "to_columns", "whole"]
 
@@ -48,6 +50,8 @@ class Pass:
         request: whose tokens it reads.
         prefill: whether it reads the prompt.
         positions: position ids in the model's own numbering ``[b|1, l]`` or ``[p, b|1, l]``.
+        turn: the cache that the prompt is read into, where it holds earlier turns (prefill only).
+        follow: which tokens of the pass are padding, of a later pass of several.
         sequence: what enters the next layer (prefill only).
         changed: the sequence is not what the model made its masks for.
         moved: nor what it made its rotary tables for.
@@ -70,6 +74,8 @@ class Pass:
     request: Request
     prefill: bool
     positions: Tensor
+    turn: LaterTurn | None = None
+    follow: Follow = field(default_factory=Follow)
     sequence: Sequence | None = None
     changed: bool = False
     moved: bool = False
@@ -99,33 +105,40 @@ class Pass:
         sequence = self.sequence
         assert sequence is not None
         self.request.layers.append(sequence)
-        cache = cache_in(kwargs)
+        cache, kin = cache_in(kwargs), id(sequence)
+        if self.moved:
+            kwargs["position_embeddings"] = self.tables(number, hidden)
+        self.rotary = kwargs.get("position_embeddings")
+        self.sees = self.sees_prompt(number)
         if cache is not None:
             name = ("vision", id(sequence))
             if name not in self.memo:
                 rows = torch.arange(sequence.index.shape[0], device=sequence.index.device)
                 self.memo[name] = sequence.vision_counts(self.request.prompt), rows
-            cache.layers[number].expect(sequence, self.request.prompt.valid.shape[1], *self.memo[name])
-        if self.moved:
-            kwargs["position_embeddings"] = self.tables(number, hidden)
-        self.rotary = kwargs.get("position_embeddings")
-        self.sees = self.sees_prompt(number)
+            if self.turn is None:
+                cache.layers[number].expect(self.request, sequence, *self.memo[name], sequence.offset, kin)
+            else:
+                kin = self.turn.arrive(number, self.request, sequence, *self.memo[name])
         if self.changed:
             # Layers turn by the tables; from ids with gaps flash attention would take the row for packed sequences.
             kwargs["position_ids"] = None
-            kwargs["attention_mask"] = self._mask(hidden, self.sees, kin=id(sequence))
+            kwargs["attention_mask"] = self._mask(hidden, self.sees, kin=kin)
 
     def step(self, number: int, hidden: Tensor, kwargs: dict[str, Any]) -> None:
         """Give layer ``number`` of a later pass what belongs to its own cache."""
         layers = cache_in(kwargs).layers
         layer: CompressedLayer = layers[number]
+        self.follow.prepare(layer)
         self.packed = layer.packed
         total = layer.length + hidden.shape[1]
-        valid, kin = layer.valid, layer.kin
-        if layer.visible is not None:
-            valid, kin = (layer.visible if valid is None else layer.visible & filled(valid, layer.length)), None
+        valid, kin = shown(layer), layer.kin if layer.visible is None else None
+        if self.follow.valid is not None:
+            held = hidden.new_ones(1, 1, layer.length, dtype=torch.bool) if valid is None else valid
+            valid = appended(held, self.follow.valid[:, None])
         valid = None if valid is None else filled(valid, total)
         self.sees = self._sees_cache(layer, hidden.shape[1], total, valid)
+        if self.follow.valid is not None:
+            layer.follow(self.follow.valid, layer.lag(self.positions))
         if layer.packed is not None:
             kwargs["attention_mask"] = None  # what is seen follows from the entries themselves
         else:
@@ -136,16 +149,21 @@ class Pass:
     def tables(self, number: int, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Rotary tables of the sequence that enters a layer; layers that share a table have the same ones."""
         assert self.sequence is not None
-        key = ("rotary", self.decoder.table(number), id(self.sequence))
+        lag = None if self.turn is None else self.turn.layers[number].offset
+        key = ("rotary", self.decoder.table(number), id(lag), id(self.sequence))
         if key not in self.memo:
-            self.memo[key] = self.decoder.rotary(hidden, self.sequence.positions, number)
-        tables: tuple[Tensor, Tensor] = self.memo[key]
+            at = self.sequence.positions
+            made = self.decoder.rotary(hidden, at if lag is None else at - lag[:, None], number)
+            self.memo[key] = made, lag  # the key is an id: keep the object that it names
+        tables: tuple[Tensor, Tensor] = self.memo[key][0]
         return tables
 
     def sees_prompt(self, number: int) -> Visibility:
         """Which keys layer ``number`` may see of the sequence that enters it."""
         sequence = self.sequence
         assert sequence is not None
+        if self.turn is not None:
+            return self.turn.sees(number, self.request, sequence, self.blocks, self.through)
         prompt, window = self.request.prompt, self.decoder.window(number)
         if window is not None and prompt.valid.shape[1] <= window:
             window = None  # it reaches over the whole prompt

@@ -114,7 +114,8 @@ def refuse_misfit(kind: str, lengths: Sequence[int], counts: Sequence[int]) -> N
     if total == 0 or total % tokens:
         raise FeatureError(
             f"the prompt has {total} {kind} placeholders, but the {kind}s give {tokens} tokens: build input_ids and "
-            "pixel_values with the model's own processor (chunked prefill is not supported)"
+            "pixel_values with the model's own processor, in a later turn for its own images alone (chunked prefill is not "
+            "supported)"
         )
     if total == tokens:  # else other calls fill the rest, or samples are repeated
         _hand_out(kind, [Item(0, owner, 0, length) for owner, length in enumerate(lengths)], counts)

@@ -38,9 +38,10 @@ def in_planes(position_ids: Tensor, planes: int) -> Tensor:
 
 
 def next_after(positions: Tensor) -> Tensor:
-    """Position of the token that follows the last column ``[b|1]``: one beyond its largest plane."""
-    last = positions[..., -1]
-    return (last if positions.dim() == 2 else last.amax(dim=0)) + 1
+    """Position of the token that follows ``[b|1]``: one beyond the largest of all columns and planes (padding on the right has
+    small ones)."""
+    highest = positions.amax(dim=-1)
+    return (highest if positions.dim() == 2 else highest.amax(dim=0)) + 1
 
 
 def take_columns(positions: Tensor, index: Tensor) -> Tensor:

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from tokcomp.errors import FeatureError, UnsupportedError
 from tokcomp.models.adapter import Adapter
 from tokcomp.runner.adoption import refuse_implementation, refuse_unfit
-from tokcomp.runner.arguments import by_name, cache_in
+from tokcomp.runner.arguments import by_name, cache_in, kinds_in
 from tokcomp.runner.cache import bound_request
 from tokcomp.runner.devices import device_of, moves_inputs
 from tokcomp.runner.encoded import Encoded
 from tokcomp.runner.hooks import Hooks
+from tokcomp.runner.turns import own_part
 
 __all__ = ["Preflight"]
 
@@ -79,14 +80,11 @@ class Preflight:
 
     def _announce(self, given: Mapping[str, Any]) -> None:
         """Tell how many placeholders there are, so that images that do not fill them are refused before they are encoded."""
-        kinds = {
-            "video" if name.endswith("videos") else "image"
-            for name, value in given.items()
-            if name.startswith("pixel_values") and value is not None
-        }
+        kinds = kinds_in({name: value for name, value in given.items() if name != "mm_encoder_outputs"})
         if kinds:
             ids = given.get("inputs") if given.get("input_ids") is None else given["input_ids"]
-            masks = self.placeholders(ids, given.get("inputs_embeds"), kinds)
+            own = own_part({**given, "input_ids": ids}, generating=True)
+            masks = self.placeholders(own["input_ids"], own.get("inputs_embeds"), kinds)
             self.encoded.announce({kind: masks[kind] for kind in kinds & masks.keys()})
 
     def _refuse_inputs(self, given: Mapping[str, Any]) -> None:

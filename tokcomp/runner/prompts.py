@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
-from dataclasses import dataclass
+from collections.abc import Mapping, Set
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from tokcomp.errors import FeatureError
 from tokcomp.models.adapter import Adapter
 from tokcomp.runner.apply import compress_index, gather_tokens
+from tokcomp.runner.arguments import tokens_in
 from tokcomp.runner.images import Images
 from tokcomp.runner.passes import padding_of, whole
 from tokcomp.runner.placeholders import Placement, build_prompt, place_images, refuse_without_text, text_digest
@@ -31,17 +32,23 @@ class Given:
         called: the decoder runs for a multimodal model, and not on its own.
         padding: the 2-D padding mask, of which some models make their masks before the decoder is called.
         blocks: see :class:`~tokcomp.runner.masks.Visibility`.
+        call: the arguments of its call.
     """
 
     called: bool = False
     padding: Tensor | None = None
     blocks: Tensor | None = None
+    call: Mapping[str, Any] = field(default_factory=dict)
 
     def padding_in(self, kwargs: dict[str, Any]) -> Tensor | None:
         """The padding mask of a call of the decoder."""
         mask = kwargs.get("attention_mask")
         made = isinstance(mask, dict) or (mask is not None and mask.dim() != 2)
         return self.padding if made and self.called else mask
+
+    def numbered(self, kwargs: dict[str, Any]) -> bool:
+        """Whether the position ids of a call of the decoder are what the caller gave, and not what the model made up."""
+        return kwargs.get("position_ids") is not None and (not self.called or self.call.get("position_ids") is not None)
 
 
 class PromptReader:
@@ -77,14 +84,15 @@ class PromptReader:
              kwargs: dict[str, Any]) -> Request:  # fmt: skip
         """The request of a prompt whose placeholders are ``masks`` ``[b, l]`` (none: a plain language model), ``counts`` of
         each kind and sample."""
-        embeds = _tokens(kwargs)
+        embeds = tokens_in(kwargs)
         valid, padded = padding_of(kwargs.get("attention_mask"), embeds)
         if not masks:
             b = valid.shape[0]
             request = Request(self._plain(embeds, valid), [], [[]] * b, [0] * b, [0] * b)
         else:
             request = self._with_images(masks, valid, embeds, place_images(images, counts))
-        request.padded = padded
+        request.padded, request.settled = padded, valid.shape[1]
+        request.first_position = self.adapter.decoder.first_position
         request.next_position = next_after(self._positions(kwargs, embeds))
         return request
 
@@ -115,7 +123,7 @@ class PromptReader:
 
     def untouched(self, request: Request, kwargs: dict[str, Any]) -> Sequence:
         """The sequence of all the prompt's columns."""
-        embeds = _tokens(kwargs)
+        embeds = tokens_in(kwargs)
         valid, padded = padding_of(kwargs.get("attention_mask"), embeds)
         most, fewest = max(request.placeholders), min(request.placeholders)
         return whole(request.prompt, self._positions(kwargs, embeds), valid if padded else None, most, most == fewest)
@@ -143,7 +151,7 @@ class PromptReader:
         valid = None if width == least else prompt.valid.gather(1, taken)
         anew = touched and self.reducer is not None and self.reducer.positions == "renumber"
         sequence = sequence.take(taken, valid, n_vision=n_vision, uniform=n_vision == fewest, number_anew=anew,
-                                 first=self.adapter.decoder.first_position)  # fmt: skip
+                                 first=request.first_position)  # fmt: skip
         if prompt.stands is not None:
             sequence = sequence.reordered(prompt.stands, numbered_anew=anew)
             taken = sequence.index
@@ -157,10 +165,6 @@ class PromptReader:
         # Every layer gets a mask of its own; a 4-D one is what keeps the model from building one here.
         kwargs["attention_mask"] = torch.zeros(1, 1, 1, 1, device=taken.device)
         return sequence, kwargs, True
-
-
-def _tokens(kwargs: dict[str, Any]) -> Tensor:
-    return kwargs["inputs_embeds"] if kwargs.get("inputs_embeds") is not None else kwargs["input_ids"]
 
 
 def _refuse_strange_nan(prompt: Prompt, embeds: Tensor) -> None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tokcomp.runner.apply import gather_tokens, renumber
 from tokcomp.runner.images import Images
 from tokcomp.runner.positions import close_up, next_after, take_columns
 
-__all__ = ["Entries", "Prompt", "Request", "Sequence"]
+__all__ = ["Entries", "Past", "Prompt", "Request", "Sequence"]
 
 
 @dataclass(frozen=True)
@@ -105,10 +106,10 @@ class Sequence:
         return prompt.sizes.gather(1, self.index.gather(1, columns))
 
     def take(self, taken: Tensor, valid: Tensor | None, *, n_vision: int, uniform: bool, number_anew: bool,
-             first: int = 0) -> Sequence:  # fmt: skip
+             first: int | Tensor = 0) -> Sequence:  # fmt: skip
         """The sequence of the columns ``taken`` ``[b, k]``, of which ``valid`` are no padding.
 
-        Numbered anew, the tokens of a row get ``first``, ``first`` + 1...; where positions have planes see
+        Numbered anew, the tokens of a row get ``first`` (``[b|1, 1]``), ``first`` + 1...; where positions have planes see
         :func:`~tokcomp.runner.positions.close_up`.
         """
         positions, offset = take_columns(self.positions, taken), self.offset
@@ -161,12 +162,29 @@ class Entries:
         return None if self.valid is None else (~self.valid).sum(dim=2).double().mean(dim=1)
 
 
+@dataclass(frozen=True)
+class Past:
+    """The columns of a conversation that were read before a later turn's prompt.
+
+    Attributes:
+        vision, protected: ``[b, c]`` bool, see :class:`Prompt`.
+        lengths: tokens of each sample's earlier prompts ``[b]``.
+        equal: their number, where it is known to be one for all samples.
+    """
+
+    vision: Tensor
+    protected: Tensor
+    lengths: Tensor
+    equal: int | None
+
+
 @dataclass
 class Request:
     """One prompt (a batch of samples) and what became of its tokens.
 
     Attributes:
-        prompt: the prompt's columns.
+        prompt: the prompt's columns; those of a later turn are counted from its own first one.
+        past: what the conversation had read before this prompt, None where it begins with it.
         images: what the vision stage knows, one item per tower call.
         rows_of: for every sample, for each row of the tower (image, tile, frame): which item of ``images`` and which row.
         images_of: how many images and videos each sample has.
@@ -179,6 +197,8 @@ class Request:
             sample ``[b]`` or None for none. Kept only where a policy acts in decoding; elsewhere lengths just grow.
         padded: whether a sample's prompt may hold padding; False promises that all prompts are equally long.
         next_position: ``[b|1]`` position id of the next token, in the model's own numbering.
+        first_position: the position id that the prompt begins with, or ``[b|1, 1]`` of them.
+        settled: columns of the conversation of which it is known which are padding.
     """
 
     prompt: Prompt
@@ -192,7 +212,61 @@ class Request:
     reads: list[list[tuple[int, Tensor | None]]] | None = None
     padded: bool = True
     next_position: Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.long))
+    first_position: int | Tensor = 0
+    past: Past | None = None
+    settled: int = 0
 
     @property
     def batch_size(self) -> int:
         return self.prompt.origin.shape[0]
+
+    @property
+    def start(self) -> int:
+        """Columns of the conversation before this prompt."""
+        return 0 if self.past is None else self.past.vision.shape[1]
+
+    @property
+    def end(self) -> int:
+        """Columns of the conversation up to the end of this prompt."""
+        return self.start + self.prompt.origin.shape[1]
+
+    @cached_property
+    def vision(self) -> Tensor:
+        """Vision tokens among the conversation's columns ``[b, end]`` bool."""
+        return self.prompt.vision if self.past is None else torch.cat([self.past.vision, self.prompt.vision], dim=1)
+
+    @cached_property
+    def protected(self) -> Tensor:
+        """Key tokens among them ``[b, end]`` bool."""
+        own = self.prompt.protected
+        return own if self.past is None else torch.cat([self.past.protected, own], dim=1)
+
+    @cached_property
+    def lengths(self) -> Tensor:
+        """Tokens of each sample's prompts, this one and those before ``[b]``."""
+        return self.prompt.lengths if self.past is None else self.past.lengths + self.prompt.lengths
+
+    @property
+    def equal(self) -> int | None:
+        """``lengths``, where they are known to be one number."""
+        before = 0 if self.past is None else self.past.equal
+        return None if self.padded or before is None else before + self.prompt.origin.shape[1]
+
+    def follows(self, past: Past, entries: list[Entries], first_position: Tensor) -> None:
+        """This prompt is a later turn's: it begins at ``first_position`` ``[b|1, 1]``, on a cache that holds ``entries``."""
+        self.past, self.entries, self.first_position = past, entries, first_position
+        self.settled = self.end
+
+    def advance(self, following: Tensor, rows: Tensor | None, settled: int | None) -> None:
+        """Tokens were read, of the rows ``rows`` ``[b]`` (None: all) of this request; ``following`` ``[b|1]`` is what comes next.
+        ``settled``: see there; None: as before."""
+        if following.shape[0] > 1 and rows is not None:
+            following = following.new_zeros(self.batch_size).index_copy(0, rows, following)
+        self.next_position = following
+        self.settled = self.settled if settled is None else settled
+
+    def passed(self, rows: Tensor, seen: int) -> Past:
+        """This prompt and what followed, ``seen`` columns in all, as the past of the rows ``rows`` ``[b]``."""
+        more = (0, seen - self.end)
+        vision, protected = (nn.functional.pad(table[rows], more) for table in (self.vision, self.protected))
+        return Past(vision, protected, self.lengths[rows], self.equal)

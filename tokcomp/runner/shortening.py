@@ -7,7 +7,6 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from tokcomp.models.adapter import Decoder
 from tokcomp.ops.merging import apply_selection
 from tokcomp.runner.apply import compress_index, gather_tokens
 from tokcomp.runner.passes import Pass
@@ -17,13 +16,12 @@ from tokcomp.types import Selection
 __all__ = ["shorten"]
 
 
-def shorten(run: Pass, decoder: Decoder, layer: int, hidden: Tensor, slots: Tensor, real: Tensor, selection: Selection, *,
+def shorten(run: Pass, layer: int, hidden: Tensor, slots: Tensor, real: Tensor, selection: Selection, *,
             number_anew: bool) -> Tensor:  # fmt: skip
     """Shorten the pass's sequence.
 
     Args:
         run: the pass; its ``sequence``, ``changed`` and ``moved`` are set.
-        decoder: where it runs.
         layer: the layer that has just run.
         hidden: its output ``[b, l, d]``.
         slots: where the vision tokens stand ``[b, n]``; ``real``: which of these are no padding.
@@ -56,7 +54,7 @@ def shorten(run: Pass, decoder: Decoder, layer: int, hidden: Tensor, slots: Tens
         rank = rank.clamp(max=k - 1)
         taken = slots.gather(1, selection.keep.clamp(min=0)).gather(1, rank).where(vision, taken)
     after = sequence.take(taken, valid, n_vision=n_vision, uniform=uniform, number_anew=number_anew,
-                          first=decoder.first_position)  # fmt: skip
+                          first=run.request.first_position)  # fmt: skip
     shortened = gather_tokens(hidden, taken)
     if merges:
         assert vision is not None

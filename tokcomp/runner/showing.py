@@ -29,19 +29,20 @@ def cache_view(numbering: Numbering, policy: CachePolicy, layers: list[Compresse
         final: ``[b, l0]`` the prompt's columns that were alive after the last layer.
         surveyed: ``[b, depth]`` what the policy's survey found in each layer.
     """
-    first, length, decoder = layers[0], layers[0].length, numbering.decoder
-    prompt, signals = first.request.prompt, policy.signals()
+    first, length, decoder = layers[0], tables.index.shape[-1], numbering.decoder
+    request, signals = first.request, policy.signals()
+    whole = request.padded or length == first.length  # else what a later turn's prompt has written is shown alone
     memory = {name: torch.cat([layer.memory[name] for layer in layers]) if len(layers) > 1 else value
               for name, value in first.memory.items()}  # fmt: skip
     for name, value in memory.items():
         if value.shape[-1] < length:
             memory[name] = torch.nn.functional.pad(value, (0, length - value.shape[-1]))
-    keys, values = first.keys, first.values
+    keys, values = first.keys[:, :, -length:], first.values[:, :, -length:]
     if len(layers) > 1:  # no policy that is asked about several layers looks at these: their sizes are enough
         keys = values = keys.new_empty(*tables.index.shape, 0)
     if final is not None and Signal.FINAL_TOKENS in signals:
         rows = first.rows if len(layers) == 1 else torch.cat([layer.rows for layer in layers if layer.rows is not None])
-        final = column(final[rows], tables.index) & tables.valid
+        final = column(final[rows], tables.index - request.start) & tables.valid
     return CacheView(
         layer=first.number,
         depth=len(decoder.layers),
@@ -54,13 +55,13 @@ def cache_view(numbering: Numbering, policy: CachePolicy, layers: list[Compresse
         prompt=tables.prompt,
         after=tables.after,
         initial=_initial(layers),
-        generated=first.seen - prompt.valid.shape[1],
+        generated=first.seen - request.end,
         n_queries=first.fresh,
         group=decoder.config.num_attention_heads // tables.index.shape[1],
         memory=memory,
         padded=tables.padded,
         marked=marked,
-        prompt_tokens=None if first.request.padded else prompt.valid.shape[1],
+        prompt_tokens=request.equal if whole else request.prompt.valid.shape[1],
         _received=None if observed.received is None else observed.received[..., -length:],
         _attention_rows=None if observed.rows is None else partial(_over_held, observed.rows, length),
         _queries=None if observed.queries is None else observed.queries[:, :, -length:],

@@ -43,6 +43,15 @@ class StoredLayer(CompressedLayer):
         )
         return held if self.is_initialized else ()
 
+    def held_keys(self) -> Tensor:
+        """Raises:
+        UnsupportedError: always, since entries are given out for passes only.
+        """
+        raise UnsupportedError(
+            "a quantized cache does not show its keys ahead of a pass, which this prefill strategy looks at in a later turn: use "
+            "the default dynamic cache, or a strategy that reads the attention of a layer that has run, such as fastv"
+        )
+
     def reset(self) -> None:
         super().reset()
         self.store.reset()

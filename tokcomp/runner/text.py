@@ -17,6 +17,7 @@ from tokcomp.models.adapter import Adapter
 from tokcomp.runner.hooks import Hooks
 from tokcomp.runner.images import Images
 from tokcomp.runner.placeholders import place_images
+from tokcomp.runner.turns import own_part
 
 __all__ = ["PromptText", "Text"]
 
@@ -48,10 +49,11 @@ class PromptText:
         if self.adapter.multimodal is not None:
             hooks.wrap(self.adapter.multimodal, "forward", self._noting)
         if hasattr(self.adapter.model, "generate"):
-            hooks.wrap(self.adapter.model, "generate", self._noting)
+            hooks.wrap(self.adapter.model, "generate", functools.partial(self._noting, generating=True))
 
-    def _noting(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        """``call`` with its prompt noted as long as it runs; a step that brings no pixels notes nothing."""
+    def _noting(self, call: Callable[..., Any], *, generating: bool = False) -> Callable[..., Any]:
+        """``call`` with its prompt noted as long as it runs, without what the cache holds of it; a step that brings no pixels
+        notes nothing."""
         names = tuple(inspect.signature(call).parameters)
 
         @functools.wraps(call)
@@ -60,7 +62,8 @@ class PromptText:
             before = getattr(self._local, "prompt", None)
             if any(name.startswith("pixel_values") and value is not None for name, value in given.items()):
                 ids = given.get("inputs")  # what generate() calls them where they come first
-                self._local.prompt = given if ids is None else {**given, "input_ids": ids}
+                given = given if ids is None else {**given, "input_ids": ids}
+                self._local.prompt = own_part(given, generating=generating)
             try:
                 return call(*args, **kwargs)
             finally:
