@@ -40,6 +40,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         "long-answers": lambda: long_answers.table(Path(config.docs_dir) / "results" / "long_answers"),
         "details": lambda: tables.details(entries),
         "flops": flops,
+        "support-attach": support.attached,
         "support-families": support.families,
         "support-strategies": support.strategies,
         "conventions": conventions,

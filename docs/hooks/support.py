@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 from tokcomp.models.support import matrix, overview
 
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 STAGES = ("vision", "prefill", "cache")
 
 
@@ -15,6 +19,21 @@ def families() -> str:
         cls_token = "CLS token" if matrix()["families"][name]["cls_token"] else "no CLS token"
         cells = [f"{yes} of {total}" if total else "-" for yes, total in counts.values()]
         lines.append(f"| `{name}` | `{cls}` | {cls_token} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def attached() -> str:
+    """What being attached costs each family when nothing is compressed."""
+    path = RESULTS / "attach.json"
+    if not path.is_file():
+        return "_No record is committed yet: `python -m benchmarks.attach --out benchmarks/results/attach.json` writes it._"
+    record = json.loads(path.read_text(encoding="utf-8"))
+    machine = record["machine"]
+    lines = [f"{machine['cpu']}, one thread; torch {machine['torch']}, transformers {machine['transformers']}.", "",
+             "| family | prefill | attached | 95 % interval | rounds |", "|---|---:|---:|---:|---:|"]  # fmt: skip
+    for name, row in record["families"].items():
+        cost, low, high = (f"{100 * row[field]:+.2f} %" for field in ("overhead", "low", "high"))
+        lines.append(f"| `{name}` | {1e3 * row['plain']:.1f} ms | {cost} | {low} to {high} | {row['rounds']} |")
     return "\n".join(lines)
 
 

@@ -37,7 +37,8 @@ class LanguageStage:
     """Hooks of the decoder; state of a forward pass is per thread, state of a request lives in its cache."""
 
     def __init__(self, adapter: Adapter, reducer: VisionReducer | None, prefill: PrefillFilter | None,
-                 policy: CachePolicy | None, encoded: Encoded, remember: Callable[[Request], None]) -> None:  # fmt: skip
+                 policy: CachePolicy | None, encoded: Encoded,
+                 remember: Callable[[Callable[[], Request]], None]) -> None:  # fmt: skip
         self.encoded = encoded
         self.adapter, self.decoder, self.remember = adapter, adapter.decoder, remember
         protects = reducer is not None and reducer.protects
@@ -136,12 +137,12 @@ class LanguageStage:
     def _begin(self, masks: dict[str, Tensor], counts: dict[str, list[int]], given: Given,
                kwargs: dict[str, Any]) -> dict[str, Any]:  # fmt: skip
         seen = {**kwargs, "attention_mask": given.padding_in(kwargs)}
-        request = self.reader.read(masks, counts, self.encoded.release(), seen)
-        self.remember(request)
-        if not self.active:
-            sequence = self.reader.untouched(request, seen)
-            request.layers = [sequence] * len(self.decoder.layers)
+        images = self.encoded.release()
+        if not self.active:  # nothing is changed, so that nothing is read before somebody asks the trace
+            self.remember(self.reader.deferred(masks, counts, images, seen, depth=len(self.decoder.layers)))
             return kwargs
+        request = self.reader.read(masks, counts, images, seen)
+        self.remember(lambda: request)
         cache = cache_in(kwargs)
         if cache is None and wants_cache(self.decoder, kwargs):
             cache = DynamicCache(config=self.decoder.config)
@@ -182,7 +183,7 @@ class LanguageStage:
                                     {**kwargs, "attention_mask": follow.valid, "position_ids": positions})  # fmt: skip
             turn.follows(request.passed(first.rows, seen), [each.entry() for each in cache.layers],
                          follow.first(in_planes(positions, self.decoder.planes)))  # fmt: skip
-            self.remember(turn)
+            self.remember(lambda: turn)
             made = self._read(turn, LaterTurn(cache.layers, follow), given,
                               {**own, "attention_mask": follow.valid, "position_ids": positions})  # fmt: skip
             return {**made, "attention_mask": own["attention_mask"]}

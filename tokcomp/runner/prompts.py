@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -127,6 +127,20 @@ class PromptReader:
         valid, padded = padding_of(kwargs.get("attention_mask"), embeds)
         most, fewest = max(request.placeholders), min(request.placeholders)
         return whole(request.prompt, self._positions(kwargs, embeds), valid if padded else None, most, most == fewest)
+
+    def deferred(self, masks: dict[str, Tensor], counts: dict[str, list[int]], images: list[Images], kwargs: dict[str, Any],
+                 *, depth: int) -> Callable[[], Request]:  # fmt: skip
+        """How to make the request of a prompt of which nothing is dropped, later; its embeddings are not held on to."""
+        tokens = tokens_in(kwargs)
+        shape = tokens.new_empty(*tokens.shape[:2], *[0] * (tokens.dim() - 2))
+        light = {"inputs_embeds": shape, **{name: kwargs.get(name) for name in ("attention_mask", "position_ids")}}
+
+        def read() -> Request:
+            request = self.read(masks, counts, images, light)
+            request.layers = [self.untouched(request, light)] * depth
+            return request
+
+        return read
 
     def first_sequence(self, request: Request, kwargs: dict[str, Any]) -> tuple[Sequence, dict[str, Any], bool]:
         """Drop the placeholders that the vision stage left empty, and align the rows to the right.

@@ -56,7 +56,8 @@ class Session:
             text = PromptText(adapter, language.reader.placeholders, f"vision strategy '{vision.name}'")
         if adapter.tower is not None:
             digests = language.reader.digests
-            tower = VisionStage(adapter.tower, vision, encoded, digests=digests, family=adapter.family, text=text)
+            tower = VisionStage(adapter.tower, vision, encoded, digests=digests, idle=not language.active,
+                                family=adapter.family, text=text)  # fmt: skip
         hooks = Hooks()
         try:
             if language.active:

@@ -26,6 +26,7 @@ from tokcomp.runner.segments import Segments
 from tokcomp.runner.text import PromptText
 from tokcomp.runner.together import groups_of
 from tokcomp.runner.unmet import INSIDE, refuse_infinite, refuse_split_units, refuse_unmet
+from tokcomp.runner.unneeded import probe, skip
 from tokcomp.stages import VisionReducer
 from tokcomp.types import Signal, Site
 
@@ -33,7 +34,8 @@ __all__ = ["VisionStage"]
 
 
 class VisionStage:
-    """Runs one reducer (or none) in one tower; ``encoded`` is called with the images of every tower call."""
+    """Runs one reducer (or none) in one tower; ``encoded`` is called with the images of every tower call. ``idle``: nor has any
+    other stage a strategy."""
 
     def __init__(
         self,
@@ -42,10 +44,12 @@ class VisionStage:
         encoded: Encoded,
         *,
         digests: bool,
+        idle: bool = False,
         family: str = "this model",
         text: PromptText | None = None,
     ) -> None:
         self.tower, self.reducer, self.encoded, self.family, self.text = tower, reducer, encoded, family, text
+        self.idle = idle
         self.digests = digests or (reducer is not None and Signal.DIGEST in reducer.signals())
         self.sites: tuple[Site, ...] = ()
         self.observed: frozenset[int] = frozenset()
@@ -96,14 +100,14 @@ class VisionStage:
 
     def _install_block(self, hooks: Hooks, number: int, block: TowerBlock, last_needed: int) -> None:
         if number > last_needed:
-            hooks.replace_forward(block.module, _skip)
+            hooks.replace_forward(block.module, skip)
             return
         earlier = any(site.layer is not None and site.layer < number for site in self.sites)
         if earlier and not self.tower.segmented:
             hooks.before(block.module, self._mask_merged)
         if number == last_needed and self._is_late(Site.block(number)):
             # Only this block's attention is wanted (key tokens); its output goes nowhere.
-            hooks.replace_forward(block.module, _probe(block))
+            hooks.replace_forward(block.module, probe(block))
         elif self._at(Site.mid(number)):
             hooks.replace_forward(block.module, self._halved(number, block))
         if self._at(Site.block(number)):
@@ -240,9 +244,10 @@ class VisionStage:
         encoding = self._encoding
         images = encoding.images
         self.encoded.take(images)
-        if images.layout.late:
-            images.projected_tokens = torch.tensor(images.patches)
-            refuse_infinite(output)
+        if images.layout.late or self.idle:
+            images.projected_tokens = torch.tensor(images.patches if images.layout.late else images.units)
+            if not self.idle:
+                refuse_infinite(output)
             return output
         projected = encoding.unfolded(output)
         images.projected_tokens = images.counts() if images.touched else torch.tensor(images.units)
@@ -265,16 +270,3 @@ class VisionStage:
             return encoding.returned(units, output) if encoding.images.touched else output
 
         return method
-
-
-def _skip(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """A block after the last one that anybody needs: its output would go nowhere."""
-    return hidden_states
-
-
-def _probe(block: TowerBlock) -> Callable[..., Tensor]:
-    def forward(hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
-        block.attend(hidden_states, attention_mask=attention_mask, **kwargs)
-        return hidden_states
-
-    return forward

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -84,8 +85,9 @@ class Trace:
             raise LookupError("no prompt with image tokens was read since attach()")
         return self.requests[-1]
 
-    def remember(self, request: Request) -> None:
-        self.requests.append(Record(request))
+    def remember(self, read: Callable[[], Request]) -> None:
+        """Note a prompt, whose request ``read`` gives when it is asked for."""
+        self.requests.append(Record(read))
 
     def clear(self) -> None:
         """Forget the prompts read so far."""
@@ -95,8 +97,12 @@ class Trace:
 class Record:
     """One prompt: a batch of samples. Values that differ between samples are :class:`PerSample`."""
 
-    def __init__(self, request: Request) -> None:
-        self._request = request
+    def __init__(self, read: Callable[[], Request]) -> None:
+        self._read = read
+
+    @cached_property
+    def _request(self) -> Request:
+        return self._read()
 
     @property
     def batch_size(self) -> int:
