@@ -11,7 +11,6 @@ from transformers.generation.streamers import BaseStreamer
 
 from tests.tiny_models import cached, generate, llava, pixels, prompt
 from tokcomp import Pipeline
-from tokcomp.errors import UnsupportedError
 from tokcomp.ops.scores import attention_rows
 
 FULL = Pipeline({"name": "mustdrop", "threshold": 0.6, "merge_layer": 1},
@@ -121,18 +120,6 @@ def test_weights_that_accelerate_places_and_offloads(place: str) -> None:
     forward = model.model.vision_tower.encoder.layers[1].forward
     assert torch.equal(answer(model), expected)
     assert model.model.vision_tower.encoder.layers[1].forward == forward
-
-
-def test_a_model_over_several_devices_is_refused_before_anything_runs() -> None:
-    model = llava()
-    model.model.language_model.layers[5].to("meta")
-    with (
-        pytest.raises(UnsupportedError, match=r"split over several devices .*language model: cpu, meta"),
-        FULL.attach(model),
-    ):
-        pass
-    with Pipeline().attach(model):
-        pass  # nothing is compressed, so nothing is refused
 
 
 def test_a_prompt_after_an_answer_of_one_token() -> None:

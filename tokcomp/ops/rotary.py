@@ -33,7 +33,7 @@ def rerotate(keys: Tensor, delta: Tensor, inv_freq: Tensor, *, interleaved: bool
 
 def rotation(delta: Tensor, inv_freq: Tensor, *, per_frequency: bool = False) -> tuple[Tensor, Tensor]:
     """Cosine and sine ``[b, g, l, d_rot / 2]`` of the turn by ``delta`` positions; arguments as in :func:`rerotate`."""
-    angle = (delta.float() if per_frequency else delta.float()[..., None]) * inv_freq.float()
+    angle = (delta.float() if per_frequency else delta.float()[..., None]) * inv_freq.to(delta.device).float()
     return angle.cos(), angle.sin()
 
 
@@ -92,7 +92,7 @@ def mean_rotation(start: Tensor, steps: int, inv_freq: Tensor, width: int, *, in
         ``[b, d, d]`` float32, to be multiplied with a column vector.
     """
     at = start.float()[:, None] + torch.arange(steps, device=start.device)
-    angle = at[..., None] * inv_freq.float()  # (b, steps, d_rot / 2)
+    angle = at[..., None] * inv_freq.to(at.device).float()  # (b, steps, d_rot / 2)
     cos, sin = angle.cos().mean(dim=1), angle.sin().mean(dim=1)
     half = inv_freq.shape[0]
     pair = torch.arange(half, device=start.device)

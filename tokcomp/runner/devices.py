@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,30 +11,35 @@ from torch import nn
 from tokcomp.errors import UnsupportedError
 from tokcomp.models.adapter import Adapter
 
-__all__ = ["device_of", "moves_inputs", "refuse_several_devices"]
+__all__ = ["device_of", "layer_devices", "moves_inputs"]
 
 
-def refuse_several_devices(adapter: Adapter) -> None:
-    """Raise where tower and language model do not all compute on one device.
+def layer_devices(adapter: Adapter) -> list[torch.device] | None:
+    """The device on which each decoder layer computes; None where all layers, and the input embeddings, share one.
 
     Weights may lie elsewhere (accelerate's offloading): what counts is where its hooks bring them to.
 
     Raises:
-        UnsupportedError: parts of the model compute on different devices.
+        UnsupportedError: a layer, or the vision tower with its projector, is itself split over several devices.
     """
-    parts: dict[str, list[nn.Module]] = {"language model": list(adapter.decoder.layers)}
     if adapter.tower is not None:
-        parts["vision tower"] = [block.module for block in adapter.tower.blocks]
-    found = {
-        part: sorted({str(device) for module in modules for device in _devices(module)})
-        for part, modules in parts.items()
-    }
-    if len({device for devices in found.values() for device in devices}) > 1:
-        where = "; ".join(f"{part}: {', '.join(devices)}" for part, devices in found.items())
+        parts = [block.module for block in adapter.tower.blocks] + [adapter.tower.entry, adapter.tower.exit]
+        _one_device(parts, "the vision tower with its projector")
+    devices = [_one_device([layer], f"layer {number} of the language model")
+               for number, layer in enumerate(adapter.decoder.layers)]  # fmt: skip
+    embed = adapter.embed or getattr(adapter.decoder.module, "embed_tokens", None)
+    start = {} if embed is None else _devices(embed)
+    return devices if len({*devices, *start}) > 1 else None
+
+
+def _one_device(parts: Sequence[nn.Module], what: str) -> torch.device:
+    found = sorted({str(device) for part in parts for device in _devices(part)})
+    if len(found) > 1:
         raise UnsupportedError(
-            f"this model is split over several devices ({where}), and tokens are compressed on one: load it with "
-            'device_map={"": DEVICE} (offloaded weights are fine)'
+            f"{what} is split over several devices ({', '.join(found)}), and its tokens are compressed on one: give a "
+            "device_map that keeps it together (the layers of the language model may be spread, one by one)"
         )
+    return next(device for part in parts for device in _devices(part))
 
 
 def moves_inputs(model: nn.Module) -> bool:

@@ -124,8 +124,8 @@ class Evictor:
         """What a policy found in each layer ``[b, depth]``; NaN where it does not act."""
         own = [number for number, other in self.policies.items() if other is policy]
         blank = torch.full_like(run.surveyed[own[0]], torch.nan)
-        depth = range(len(self.decoder.layers))
-        return torch.stack([run.surveyed[number] if number in own else blank for number in depth], dim=1)
+        found = {number: run.surveyed[number].to(blank.device) for number in own}
+        return torch.stack([found.get(number, blank) for number in range(len(self.decoder.layers))], dim=1)
 
     def _act(self, run: Pass, policy: CachePolicy, layers: list[CompressedLayer], observed: Observed,
              final: Tensor | None = None) -> None:  # fmt: skip

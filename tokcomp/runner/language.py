@@ -90,8 +90,8 @@ class LanguageStage:
 
     # -- the pass as a whole -----------------------------------------------------------------------------------------
 
-    @property
-    def _pass(self) -> Pass | None:
+    def current(self) -> Pass | None:
+        """The pass that is under way."""
         return getattr(self._local, "run", None)
 
     def _before_multimodal(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -198,7 +198,7 @@ class LanguageStage:
         return {**own, "position_ids": first_positions}
 
     def _after_decoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        run, self._local.run = self._pass, None
+        run, self._local.run = self.current(), None
         text, self._local.text = getattr(self._local, "text", False), False
         cache = cache_in(kwargs)
         if text and cache is None and not isinstance(output, tuple) and cache_in(output) is not None:
@@ -222,7 +222,7 @@ class LanguageStage:
         packs = self.evictor is not None and self.evictor.packs(number)
 
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            run = self._pass
+            run = self.current()
             if run is None:
                 return None
             hidden: Tensor = args[0] if args else kwargs["hidden_states"]
@@ -242,7 +242,7 @@ class LanguageStage:
 
     def _add_deepstack(self, number: int) -> Callable[..., Any]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-            run = self._pass
+            run = self.current()
             if run is None or run.deepstack is None or run.sequence is None:
                 return None
             return run.deepstack.add(number, output, run.sequence)
@@ -254,21 +254,21 @@ class LanguageStage:
         assert evictor is not None
 
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            run, cache = self._pass, cache_in(kwargs)
+            run, cache = self.current(), cache_in(kwargs)
             if run is not None and cache is not None:
                 evictor.after_layer(run, cache.layers[number])
 
         return hook
 
     def _attend_packed(self, query: Tensor, key: Tensor, value: Tensor, scale: float, options: dict[str, Any]) -> Any:
-        run = self._pass
+        run = self.current()
         return None if run is None else attend_packed(run, query, key, value, scale, options)
 
     def _observer(self, number: int) -> Callable[..., None]:
         filters, evicts = self._filters(number, observing=True), self._evicts(number, observing=True)
 
         def observe(query: Tensor, key: Tensor, scale: float, **logits: Any) -> None:
-            run = self._pass
+            run = self.current()
             if run is None:
                 return
             if run.prefill and filters and self.filtering is not None:

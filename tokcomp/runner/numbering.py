@@ -81,7 +81,7 @@ class Numbering:
         if valid is not None:
             layer.offset = layer.following() - filled(valid, layer.length).sum(dim=-1).amax(dim=-1) - start
         else:  # one tensor for all, so that they share their rotary tables
-            name = ("offset", layer.length)
+            name = ("offset", layer.length, layer.keys.device)
             if name not in shared:
                 shared[name] = layer.following() - layer.length - start
             layer.offset = shared[name]
@@ -115,6 +115,7 @@ class Numbering:
         phase = gather_entries(moved.permute(1, 2, 0).unflatten(0, (b, heads)), index)
         if rotate:
             axes = self.decoder.axes()
+            axes = None if axes is None else axes.to(phase.device)
             self._rotate(layer, (phase - gather_entries(before, index))[..., axes])  # (b, g, k, d_rot / 2)
         # Heads may lose different numbers of positions; what comes next stands behind all of them.
         down = lag.view(b, heads).amin(dim=1)

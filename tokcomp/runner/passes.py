@@ -197,7 +197,8 @@ class Pass:
         """
         tables = self.memo.setdefault(("numbering", self.decoder.table(layer.number)), {})
         if id(layer.offset) not in tables:
-            offsets = {id(each.offset): each.offset for each in layers if each.offset is not self.first_offset}
+            offsets = {id(each.offset): each.offset for each in layers
+                       if each.offset is not self.first_offset and each.keys.device == layer.keys.device}  # fmt: skip
             b = hidden.shape[0]
             lags = [self.positions.new_zeros(b) if lag is None else lag.expand(b) for lag in offsets.values()]
             planes = self.positions.shape[:-2]
@@ -250,6 +251,6 @@ def to_columns(hidden: Tensor, sequence: Sequence, length: int) -> Tensor:
     """Put the last hidden states ``[b, k, d]`` back to the prompt's columns ``[b, length, d]``; dropped columns are 0, so
     that logits and labels stay aligned with ``input_ids``."""
     if sequence.valid is not None:
-        hidden = hidden.masked_fill(~sequence.valid[..., None], 0.0)
-    index = sequence.index[..., None].expand_as(hidden)
+        hidden = hidden.masked_fill(~sequence.valid[..., None].to(hidden.device), 0.0)
+    index = sequence.index[..., None].to(hidden.device).expand_as(hidden)
     return hidden.new_zeros(hidden.shape[0], length, hidden.shape[2]).scatter(1, index, hidden)

@@ -9,8 +9,9 @@ from torch import nn
 
 from tokcomp.errors import CompatibilityError, UnsupportedError
 from tokcomp.models.adapter import Adapter, find_adapter
+from tokcomp.runner.borders import Borders
 from tokcomp.runner.checkpointing import Checkpointing
-from tokcomp.runner.devices import refuse_several_devices
+from tokcomp.runner.devices import layer_devices
 from tokcomp.runner.encoded import Encoded
 from tokcomp.runner.hooks import Hooks
 from tokcomp.runner.language import LanguageStage
@@ -48,8 +49,7 @@ class Session:
                 f"{names} act on image tokens, and {type(self.model).__name__} takes no images: use a cache policy only"
             )
         encoded = Encoded(adapter)
-        if any(strategy is not None for strategy in self.strategies):
-            refuse_several_devices(adapter)
+        devices = layer_devices(adapter) if any(strategy is not None for strategy in self.strategies) else None
         language = LanguageStage(adapter, vision, prefill, cache, encoded, self.trace.remember)
         tower = text = None
         if vision is not None and (Signal.TEXT_RELEVANCE in vision.signals() or vision.scope() == "prompt"):
@@ -63,6 +63,8 @@ class Session:
             if language.active:
                 policy = None if cache is None else cache.name
                 Preflight(adapter, encoded, language.reader.placeholders, policy).install(hooks)
+                if devices is not None:
+                    Borders(adapter.decoder.layers, devices, language.current).install(hooks)
                 Checkpointing(adapter, _watched(adapter, language, tower), policy).install(hooks)
             if text is not None:
                 text.install(hooks)

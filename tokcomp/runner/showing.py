@@ -42,7 +42,7 @@ def cache_view(numbering: Numbering, policy: CachePolicy, layers: list[Compresse
         keys = values = keys.new_empty(*tables.index.shape, 0)
     if final is not None and Signal.FINAL_TOKENS in signals:
         rows = first.rows if len(layers) == 1 else torch.cat([layer.rows for layer in layers if layer.rows is not None])
-        final = column(final[rows], tables.index - request.start) & tables.valid
+        final = column(final.to(tables.index.device)[rows], tables.index - request.start) & tables.valid
     return CacheView(
         layer=first.number,
         depth=len(decoder.layers),
@@ -66,7 +66,7 @@ def cache_view(numbering: Numbering, policy: CachePolicy, layers: list[Compresse
         _attention_rows=None if observed.rows is None else partial(_over_held, observed.rows, length),
         _queries=None if observed.queries is None else observed.queries[:, :, -length:],
         _rotation=partial(numbering.rotation, first) if Signal.QUERIES in signals else None,
-        _surveyed=surveyed,
+        _surveyed=None if surveyed is None else surveyed.to(tables.index.device),
         _final=final if Signal.FINAL_TOKENS in signals else None,
         _digest=tables.digest if Signal.DIGEST in signals else None,
     )

@@ -150,7 +150,7 @@ class Record:
         memo: dict[int, PerSample] = {}
         for layer in self._request.layers:
             if id(layer) not in memo:
-                origin = self._request.prompt.origin.gather(1, layer.index)
+                origin = self._request.prompt.origin.to(layer.index.device).gather(1, layer.index)
                 if layer.valid is not None:
                     origin = origin.masked_fill(~layer.valid, -1)
                 memo[id(layer)] = PerSample(row[row >= 0].cpu() for row in origin)
