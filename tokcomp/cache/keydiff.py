@@ -37,6 +37,9 @@ class KeyDiff(ScoredPolicy):
 
     block: int | None = Field(default=None, ge=1, description="entries of a block; none: the prompt at once")
 
+    def departures(self) -> dict[str, str]:
+        return {} if self.block is None else {"cost": "the prompt is read block by block, as published"}
+
     def score(self, view: CacheView) -> Tensor:
         return _unlikeness(_directions(view), view.valid)
 

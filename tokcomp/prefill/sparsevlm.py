@@ -87,6 +87,9 @@ class SparseVLM(PrefillFilter):
     def _stages(self, depth: int) -> dict[int, int]:
         return resolve_stages(self.layers, self._published(), _PUBLISHED_DEPTH, depth, what="prefill.sparsevlm.layers")
 
+    def departures(self) -> dict[str, str]:
+        return {"cost": "recycled tokens are compared in pairs, as published"} if self.recycle else {}
+
     def acts_after(self, depth: int) -> tuple[int, ...]:
         return tuple(self._stages(depth))
 

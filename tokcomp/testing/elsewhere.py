@@ -17,8 +17,14 @@ ELSEWHERE = torch.device("meta")
 """What the device is called."""
 
 _aten = torch.ops.aten
-_MAY_MIX = {_aten.index.Tensor, _aten.index_put.default, _aten.index_put_.default, _aten._index_put_impl_.default,
-            _aten.copy_.default, _aten._to_copy.default}  # fmt: skip
+_COPIES = {_aten.copy_.default, _aten._to_copy.default}
+_MAY_MIX = {
+    _aten.index.Tensor,
+    _aten.index_put.default,
+    _aten.index_put_.default,
+    _aten._index_put_impl_.default,
+    *_COPIES,
+}
 """Operations that take tensors of the CPU beside others: indices, and copies between devices."""
 
 
@@ -129,7 +135,8 @@ class Elsewhere(TorchDispatchMode):
         tree_map(lambda each: met.append(each) if isinstance(each, Tensor) else None, (args, kwargs))
         far = any(isinstance(each, _Far) for each in met)
         near = [each for each in met if not isinstance(each, _Far) and each.dim()]
-        if far and near and func not in _MAY_MIX:
+        host = func in _MAY_MIX and func not in _COPIES and not isinstance(met[0], _Far)  # a table that stayed behind
+        if far and near and (host or func not in _MAY_MIX):
             raise MixedDevicesError(
                 f"expected all tensors to be on the same device, but {func.overloadpacket.__name__} got one of the view's device "
                 f"and one of shape {tuple(near[0].shape)} on the CPU"

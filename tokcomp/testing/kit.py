@@ -9,10 +9,11 @@ from typing import Any
 from tokcomp.stages import Strategy
 from tokcomp.testing.benches import BENCHES
 from tokcomp.testing.checks import CHECKS
+from tokcomp.testing.checks.cost import cost_figures
 from tokcomp.testing.extra import hypothesis
 from tokcomp.testing.instances import fresh, instance, title
 from tokcomp.testing.report import Breach, ContractError, Finding, Report, Unchecked
-from tokcomp.testing.rules import Rule, find_rules
+from tokcomp.testing.rules import RULES, Rule, find_rules
 from tokcomp.testing.search import Found, Search
 
 __all__ = ["EXAMPLES", "Check", "check_strategy", "checks_of"]
@@ -84,14 +85,16 @@ def check_strategy(strategy: Strategy | type[Strategy], rules: Sequence[str] | N
     report = Report(title(subject), departures=_departures(subject))
     for check in checks_of(subject, rules, examples=examples):
         try:
-            report.figures |= check(subject)
+            report.figures.update(check(subject))
             report.kept.append(check.rule)
         except ContractError as error:
             report.findings.append(error.finding)
         except Unchecked as cause:
             report.unchecked[check.rule.name] = str(cause)
+    if "cost" in report.departures and (rules is None or "cost" in rules):
+        report.figures.update(cost_figures(subject, BENCHES[subject.stage]))
     return report
 
 
 def _departures(strategy: Strategy) -> dict[str, str]:
-    return dict(strategy.departures())
+    return {name: reason for name, reason in strategy.departures().items() if name in RULES and RULES[name].negotiable}

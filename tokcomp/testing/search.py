@@ -10,8 +10,8 @@ from tokcomp.testing.situations import Situation, Space
 
 __all__ = ["Found", "Search"]
 
-_SHRINKING = 80
-"""Situations that are drawn to find a smaller one than a known one that failed."""
+_SHRINKING = 120
+"""Situations that are tried to find a smaller one than one that failed."""
 
 
 class Found(Exception):
@@ -20,6 +20,10 @@ class Found(Exception):
     def __init__(self, breach: Breach, situation: Situation) -> None:
         super().__init__(breach.what)
         self.breach, self.situation = breach, situation
+
+
+class _Enough(BaseException):
+    """Ends a search from inside: no Exception, which would count as another failure."""
 
 
 class Search:
@@ -40,15 +44,13 @@ class Search:
         causes: list[str] = []
         decided = 0
         for situation in space.known():
-            try:
-                test(situation)
-                decided += 1
-            except Unchecked as cause:
-                causes.append(str(cause))
-            except Breach as breach:
+            before = len(causes)
+            breach = _breach(test, situation, causes)
+            if breach is not None:
                 smaller = self._drawn(space, test, max(self.examples, _SHRINKING), [])
                 first = Found(breach, situation)
-                raise (smaller if smaller is not None and smaller.situation.size < situation.size else first) from None
+                raise smaller if smaller is not None and smaller.situation.size < situation.size else first
+            decided += len(causes) == before
         found = self._drawn(space, test, self.examples, causes)
         if found is not None:
             raise found
@@ -61,7 +63,8 @@ class Search:
         if not examples:
             return None
         package = hypothesis()
-        found: list[Found] = []
+        outcomes: dict[Situation, Breach | None] = {}  # each is tried once, so that a dice cannot mislead the shrinking
+        failed = 0
 
         @package.settings(
             max_examples=examples, derandomize=True, database=None, deadline=None, report_multiple_bugs=False,
@@ -69,18 +72,31 @@ class Search:
         )  # fmt: skip
         @package.given(space.drawn())
         def search(situation: Situation) -> None:
-            try:
-                test(situation)
-            except Unchecked as cause:
-                causes.append(str(cause))
-            except Breach as breach:
-                found.append(Found(breach, situation))
-                raise
+            nonlocal failed
+            if situation not in outcomes:
+                if failed and len(outcomes) - failed > _SHRINKING:
+                    raise _Enough
+                outcomes[situation] = _breach(test, situation, causes)
+                failed = failed or (len(outcomes) if outcomes[situation] is not None else 0)
+            breach = outcomes[situation]
+            if breach is not None:
+                raise breach
 
         try:
             search()
-        except Breach:
+        except (Breach, _Enough):
             pass
         except package.errors.Unsatisfiable:
             return None
+        found = [Found(breach, situation) for situation, breach in outcomes.items() if breach is not None]
         return min(found, key=lambda each: each.situation.size, default=None)
+
+
+def _breach(test: Callable[[Situation], None], situation: Situation, causes: list[str]) -> Breach | None:
+    try:
+        test(situation)
+    except Unchecked as cause:
+        causes.append(str(cause))
+    except Breach as breach:
+        return breach
+    return None

@@ -131,9 +131,9 @@ class Space:
             text = tuple(3 + row for row in range(len(counts))) if self.stage == "prefill" else ()
             plain = Situation(self.stage, counts, grid, text, half=self.half, seed=number)
             if self.admits(plain):
-                for turn, share in enumerate(self.protected):
-                    yield replace(plain, protected=share, merged=self.merged and number % 2 == 1,
-                                  has_cls=not (self.without_cls and (number + turn) % 2))  # fmt: skip
+                yield replace(plain, protected=self.protected[number % len(self.protected)],
+                              merged=self.merged and number % 3 == 1,
+                              has_cls=not (self.without_cls and number // 2 % 2))  # fmt: skip
 
     def drawn(self) -> SearchStrategy[Situation]:
         """All situations, for hypothesis; small ones come first when it shrinks."""

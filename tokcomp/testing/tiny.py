@@ -28,7 +28,7 @@ def tiny_model(*, tower_layers: int = 5, layers: int = 8, image: int = 84, patch
     config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=IMAGE, vision_feature_layer=-2,
                          vision_feature_select_strategy="default", image_seq_length=(image // patch) ** 2)  # fmt: skip
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         model = AutoModelForImageTextToText.from_config(config, attn_implementation=attention).eval()
         roughen(model, sharp)
     return model

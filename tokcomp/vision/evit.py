@@ -56,6 +56,9 @@ class EViT(VisionReducer):
         default="image", description="image order, or by descending attention as the code leaves it"
     )
 
+    def departures(self) -> dict[str, str]:
+        return {"budget": "a block's share is rounded up, and what does not stay becomes one more token, as published"}
+
     def sites(self, depth: int) -> tuple[Site, ...]:
         blocks = [resolve_layer(layer, depth, what="vision.evit.layers") for layer in self.layers]
         return tuple(Site.mid(block) for block in sorted(set(blocks)))

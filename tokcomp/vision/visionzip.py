@@ -70,6 +70,9 @@ class VisionZip(Budgeted, VisionReducer):
             raise ValueError(f"give keep_tokens ({self.keep_tokens}), or dominant and contextual, not both")
         return self
 
+    def departures(self) -> dict[str, str]:
+        return {} if self.dominant is None else {"budget": "dominant and contextual are numbers of their own"}
+
     def sites(self, depth: int) -> tuple[Site, ...]:
         return (Site.features(),)
 

@@ -14,6 +14,7 @@ from tokcomp.registry import REGISTRIES
 from tokcomp.specs import build_strategy
 from tokcomp.testing.benches import Bench
 from tokcomp.testing.report import Breach
+from tokcomp.testing.rules import RULES
 from tokcomp.testing.search import Search
 
 __all__ = ["config", "description", "pickled"]
@@ -36,8 +37,8 @@ def pickled(strategy: Any, bench: Bench, search: Search) -> None:
 
 def config(strategy: Any, bench: Bench, search: Search) -> None:
     """spec -> YAML -> strategy is the identity, and wrong fields are refused."""
-    spec = strategy.spec()
     try:
+        spec = strategy.spec()
         written = OmegaConf.to_yaml(OmegaConf.create(spec))
     except Exception as error:
         raise Breach(f"its fields cannot be written to YAML: {type(error).__name__}: {error}", do=_PLAIN) from error
@@ -96,6 +97,11 @@ def description(strategy: Any, bench: Bench, search: Search) -> None:
     if not (vars(cls).get("__doc__") or "").strip():
         raise Breach("it has no docstring",
                      do="say what it does in one line: `tokcomp list`, `tokcomp show` and the site print it")  # fmt: skip
+    for name in strategy.departures():
+        if name not in RULES or not RULES[name].negotiable:
+            free = ", ".join(rule.name for rule in RULES.values() if rule.negotiable)
+            raise Breach(f"it says that it departs from '{name}', which it cannot", do=f"keep to the rule: only {free} may be "
+                         "departed from")  # fmt: skip
     silent = [name for name, field in cls.model_fields.items() if not field.description]
     if silent:
         raise Breach(f"its field{'s' if len(silent) > 1 else ''} {', '.join(silent)} have no description".replace(

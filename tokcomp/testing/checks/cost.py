@@ -16,7 +16,7 @@ from tokcomp.testing.report import Breach, Unchecked
 from tokcomp.testing.search import Search
 from tokcomp.testing.situations import Situation
 
-__all__ = ["cost"]
+__all__ = ["cost", "cost_figures"]
 
 SIZES = ((64, (8, 8)), (128, (8, 16)), (256, (16, 16)))
 _PER_TOKEN = 0.2
@@ -45,7 +45,25 @@ class _Count(TorchDispatchMode):
 
 
 def cost(strategy: Any, bench: Bench, search: Search) -> dict[str, str]:
-    """Figures at three sizes, judged by their growth."""
+    """The figures, judged by their growth."""
+    counts = _counted(strategy, bench)
+    sizes = [n for n, _ in SIZES]
+    slope = (counts[2].operations - counts[1].operations) / (sizes[2] - sizes[1])
+    growth = counts[2].largest / max(counts[1].largest, 1)
+    _judge(bench.stage, slope, growth, counts[2].largest / sizes[2] ** 2)
+    return _told(counts)
+
+
+def cost_figures(strategy: Any, bench: Bench) -> dict[str, str]:
+    """The figures, not judged; empty where the strategy cannot be run."""
+    try:
+        return _told(_counted(strategy, bench))
+    except Unchecked:
+        return {}
+
+
+def _counted(strategy: Any, bench: Bench) -> list[_Count]:
+    """Operations and sizes of one sample, at three numbers of tokens."""
     counts = []
     for n, grid in SIZES:
         text = (4,) if bench.stage == "prefill" else ()
@@ -54,12 +72,13 @@ def cost(strategy: Any, bench: Bench, search: Search) -> dict[str, str]:
             raise Unchecked("it acts nowhere in a model of this depth")
         with _Count() as count:
             for view in views:
-                crashed(fresh(strategy), bench, view)
+                crashed(fresh(strategy), bench, view, copy=False)
         counts.append(count)
+    return counts
+
+
+def _told(counts: list[_Count]) -> dict[str, str]:
     sizes = [n for n, _ in SIZES]
-    slope = (counts[2].operations - counts[1].operations) / (sizes[2] - sizes[1])
-    growth = counts[2].largest / max(counts[1].largest, 1)
-    _judge(bench.stage, slope, growth, counts[2].largest / sizes[2] ** 2)
     return {
         "operations": ", ".join(f"{count.operations} at {n} tokens" for n, count in zip(sizes, counts, strict=True)),
         "largest tensor": ", ".join(f"{count.largest} elements at {n}" for n, count in zip(sizes, counts, strict=True)),

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
+
 from tokcomp.testing.benches import Bench, Crash, Decided
 from tokcomp.testing.faults import wrong_indices, wrong_shape
 from tokcomp.testing.report import Breach, Unchecked
 from tokcomp.testing.situations import Situation
 from tokcomp.types import UndeclaredSignalError
 
-__all__ = ["crashed", "fault", "sound", "undeclared"]
+__all__ = ["breach_of", "crashed", "fault", "needs_no_cls", "sound", "undeclared"]
+
+
+def needs_no_cls(strategy: Any) -> bool:
+    """Whether a strategy may be shown a tower without CLS token."""
+    return strategy.stage == "vision" and not strategy.refuses_without_cls()
 
 
 def undeclared(crash: Crash) -> bool:
@@ -39,10 +46,11 @@ def fault(strategy: Any, bench: Bench, situation: Situation) -> str | None:
     return None
 
 
-def crashed(strategy: Any, bench: Bench, view: Any) -> list[Decided]:
-    """The decisions about one view; an exception is another rule's business."""
+def crashed(strategy: Any, bench: Bench, view: Any, *, copy: bool = True) -> list[Decided]:
+    """The decisions about one view, or about a copy of it, which nobody has changed before; an exception is another rule's
+    business."""
     try:
-        return bench.decide(strategy, view)
+        return bench.decide(strategy, bench.moved(view, Tensor.clone) if copy else view)
     except Crash as crash:
         raise Unchecked(f"{crash}: see the rules that say so") from crash
 

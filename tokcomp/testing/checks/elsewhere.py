@@ -36,7 +36,7 @@ def device(strategy: Any, bench: Bench, search: Search) -> None:
                 far = _decisions(bench, fresh(strategy), bench.moved(view, lambda value: value.cuda()))
                 _same(bench, here, [_home(decided) for decided in far], view, "CUDA")
 
-    search(Space(bench.stage, tokens=(2, 40), batch=(1, 2)), test)
+    search(Space(bench.stage, tokens=(1, 16), batch=(1, 3)), test)
 
 
 def _decisions(bench: Bench, strategy: Any, view: Any) -> list[Decided]:

@@ -19,7 +19,7 @@ from tokcomp.types import UndeclaredSignalError, debug_checks
 
 __all__ = ["model"]
 
-_STEPS = 3
+_STEPS = 2
 _TOLERANCE = 2e-4
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tokcomp.budget import Budget
 from tokcomp.errors import CompatibilityError
+from tokcomp.scored import ScoredPolicy
 from tokcomp.testing.benches import Bench, Crash
 from tokcomp.testing.checks.decisions import breach_of, sound, undeclared
 from tokcomp.testing.faults import wrong_indices, wrong_shape
@@ -36,8 +37,18 @@ def selection(strategy: Any, bench: Bench, search: Search) -> None:
             breach_of(wrong_shape(decided, bench.stage), do=(
                 "return Selection(keep=...) with integer keep [batch, k], or use Selection.top_k, .from_mask or .merge"
             ))  # fmt: skip
+            breach_of(_wrong_memory(decided.view, bench.stage), do="write [batch, heads, entries] into view.memory")
 
     search(Space(bench.stage, tokens=(8, 40), ragged=False, square=True), test)
+
+
+def _wrong_memory(view: Any, stage: str) -> str | None:
+    """What a cache policy notes moves with the entries; None: that is possible."""
+    for name, value in view.memory.items() if stage == "cache" else ():
+        if value.shape != view.valid.shape:
+            expected = f"expected one number per entry {tuple(view.valid.shape)}"
+            return f"view.memory['{name}'] has shape {tuple(value.shape)}, {expected}"
+    return None
 
 
 def indices(strategy: Any, bench: Bench, search: Search) -> None:
@@ -109,7 +120,7 @@ def budget(strategy: Any, bench: Bench, search: Search) -> None:
                 if decided.selection is None:
                     continue
                 kept, counts = _kept(decided.selection, view), view.counts
-                wanted = declared.resolve(counts)
+                wanted = strategy.entries(view) if isinstance(strategy, ScoredPolicy) else declared.resolve(counts)
                 kept = kept[:, None].expand_as(wanted) if kept.dim() < wanted.dim() else kept.expand_as(wanted)
                 most = wanted + _exempt(strategy, view)
                 wrong = ((kept < wanted) | (kept > most)).nonzero()
@@ -149,7 +160,7 @@ def protected(strategy: Any, bench: Bench, search: Search) -> None:
         for view in bench.views(strategy, case):
             must = _must_stay(strategy, view)
             if must is None:
-                raise Unchecked("nothing has to stay under these fields")
+                continue  # nothing has to stay under these fields
             for decided in sound(strategy, bench, view):
                 if decided.selection is None:
                     continue
