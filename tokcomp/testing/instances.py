@@ -47,7 +47,7 @@ def fresh(strategy: Strategy) -> Any:
 
 def title(strategy: Strategy) -> str:
     """How a report names a strategy: ``vision=tome``, with the fields that were given."""
-    name = strategy.name or type(strategy).__qualname__.rsplit(".", 1)[-1]
+    name = vars(type(strategy)).get("name") or type(strategy).__qualname__.rsplit(".", 1)[-1]
     given = {
         field: getattr(strategy, field)
         for field, info in type(strategy).model_fields.items()

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 from tokcomp.errors import ConfigurationError, PluginError, TokcompError, suggest
+from tokcomp.plugins import one_line
 from tokcomp.registry import REGISTRIES
 from tokcomp.stages import Strategy
 
@@ -30,8 +31,6 @@ def find_strategies(target: str) -> list[type[Strategy]]:
     if slash and stage in REGISTRIES:
         return [REGISTRIES[stage][name]]
     module_name, colon, class_name = target.partition(":")
-    if not colon and (found := _registered_as(target)):
-        raise ConfigurationError(f"give STAGE/NAME: did you mean {' or '.join(found)}?")
     module = _imported(module_name)
     return [_class_of(module, class_name)] if colon else _registered_in(module)
 
@@ -44,6 +43,8 @@ def _imported(name: str) -> ModuleType:
     """A module by its dotted name, or a file; modules of the current folder are found, installed or not."""
     if not name:
         raise ConfigurationError("give STAGE/NAME, a module, module:Class or a file.py to check, or --all")
+    if name.endswith(".py") and not Path(name).is_file():
+        raise ConfigurationError(f"there is no file {name}")
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
@@ -51,21 +52,21 @@ def _imported(name: str) -> ModuleType:
         return _loaded(Path(name)) if name.endswith(".py") else importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is not None and (name == error.name or name.startswith(error.name + ".")):
+            likely = " or ".join(_registered_as(name))
+            hint = (
+                f"did you mean {likely}?" if likely else "a registered strategy is STAGE/NAME, such as vision/mustdrop"
+            )
             raise ConfigurationError(
-                f"there is no module '{name}' (looked in {here} and in what is installed); a registered strategy is STAGE/NAME, "
-                "such as vision/mustdrop"
+                f"there is no module '{name}' in {here} or among what is installed; {hint}"
             ) from error
         raise ConfigurationError(f"'{name}' cannot be imported: {error}") from error
     except TokcompError as error:
         raise PluginError(f"'{name}' cannot be imported: {error}") from error
     except Exception as error:
-        text = " ".join(str(error).split())
-        raise ConfigurationError(f"'{name}' cannot be imported: {type(error).__name__}: {text}") from error
+        raise ConfigurationError(f"'{name}' cannot be imported: {one_line(error)}") from error
 
 
 def _loaded(path: Path) -> ModuleType:
-    if not path.is_file():
-        raise ConfigurationError(f"there is no file {path}")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
