@@ -11,8 +11,10 @@ PACKAGE = Path(__file__).parent.parent / "tokcomp"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 CORE = {
+    "tokcomp.deprecation",
     "tokcomp.errors",
     "tokcomp.signals",
+    "tokcomp.plugin_signals",
     "tokcomp.selection",
     "tokcomp.views",
     "tokcomp.vision_view",
@@ -29,9 +31,10 @@ MAY_IMPORT = {
     "tokcomp.selection": set(),
     "tokcomp.budget": {"tokcomp.errors"},
     "tokcomp.layers": {"tokcomp.errors"},
-    "tokcomp.views": {"tokcomp.signals"},
+    "tokcomp.plugin_signals": {"tokcomp.errors", "tokcomp.signals"},
+    "tokcomp.views": {"tokcomp.signals", "tokcomp.plugin_signals"},
     "tokcomp.vision_view": {"tokcomp.signals", "tokcomp.views"},
-    "tokcomp.cache_view": {"tokcomp.signals"},
+    "tokcomp.cache_view": {"tokcomp.signals", "tokcomp.plugin_signals"},
     "tokcomp.types": {
         "tokcomp.signals",
         "tokcomp.selection",
@@ -44,6 +47,7 @@ MAY_IMPORT = {
     "tokcomp.scored": CORE | {"tokcomp.stages"},
     "tokcomp.plugins": {"tokcomp.errors"},
     "tokcomp.registry": CORE | {"tokcomp.stages", "tokcomp.plugins"},
+    "tokcomp.deprecation": {"tokcomp.errors"},
     "tokcomp.specs": CORE | {"tokcomp.stages", "tokcomp.registry", "tokcomp.plugins"},
     "tokcomp.vision": STRATEGY_MAY | {"tokcomp.vision"},
     "tokcomp.prefill": STRATEGY_MAY | {"tokcomp.prefill"},

@@ -20,6 +20,7 @@ _HOMES = {
     "Site": "tokcomp.types",
     "TokcompError": "tokcomp.errors",
     "VISION": "tokcomp.registry",
+    "register_signal": "tokcomp.plugin_signals",
     "VisionReducer": "tokcomp.stages",
     "VisionView": "tokcomp.types",
 }
@@ -41,12 +42,14 @@ __all__ = [
     "VisionReducer",
     "VisionView",
     "__version__",
+    "register_signal",
 ]
 
 if TYPE_CHECKING:
     from tokcomp.budget import Budget
     from tokcomp.errors import TokcompError
     from tokcomp.pipeline import Pipeline
+    from tokcomp.plugin_signals import register_signal
     from tokcomp.registry import CACHE, PREFILL, VISION
     from tokcomp.stages import CachePolicy, PrefillFilter, VisionReducer
     from tokcomp.types import CacheView, PrefillView, Selection, Signal, Site, VisionView

@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from tokcomp.plugin_signals import SignalReader
 from tokcomp.signals import Signal, declared
 
 __all__ = ["CacheView"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class CacheView:
+class CacheView(SignalReader):
     """What a :class:`~tokcomp.CachePolicy` sees of one layer's key/value cache.
 
     Attributes:

@@ -95,7 +95,7 @@ class Registry(Mapping[str, type[S]], Generic[S]):
             missing = ", ".join(sorted(getattr(cls, "__abstractmethods__", ())))
             raise PluginError(f"{where} does not define {missing}")
         if cls.__module__.partition(".")[0] != "tokcomp":  # built-in ones are held by the tests
-            for field, info in cls.model_fields.items():
+            for field, info in getattr(cls, "model_fields", {}).items():
                 _refuse_field(where, field, info)
 
     def _load(self) -> None:
@@ -145,9 +145,8 @@ def _refuse_field(where: str, field: str, info: FieldInfo) -> None:
         raise PluginError(f"{where}: '{field}' cannot be a field, the interface has it: annotate it as ClassVar")
     told = getattr(info.annotation, "__name__", info.annotation)
     try:
-        kind: TypeAdapter[Any] = TypeAdapter(
-            Annotated[info.annotation, *info.metadata] if info.metadata else info.annotation
-        )
+        annotation: Any = Annotated[info.annotation, *info.metadata] if info.metadata else info.annotation
+        kind: TypeAdapter[Any] = TypeAdapter(annotation)
         kind.json_schema()
     except (PydanticInvalidForJsonSchema, PydanticUserError):
         raise PluginError(

@@ -39,10 +39,10 @@ class Signal(StrEnum):
 class UndeclaredSignalError(AttributeError):
     """A strategy read a signal that its ``needs`` do not list."""
 
-    def __init__(self, signal: Signal) -> None:
+    def __init__(self, signal: Any) -> None:
+        known = f"Signal.{signal.name}" if isinstance(signal, Signal) else f"the plug-in's signal '{signal}'"
         super().__init__(
-            f"the signal '{signal.value}' was read but is not there: the strategy did not declare it; "
-            f"add Signal.{signal.name} to its `needs`"
+            f"the signal '{signal.value}' was read but is not there: the strategy did not declare it; add {known} to its `needs`"
         )
 
 

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, PlainSerializer, ValidationError
 
+from tokcomp.deprecation import current_option
 from tokcomp.errors import ConfigurationError, suggest
 from tokcomp.plugins import is_path
 from tokcomp.registry import REGISTRIES
@@ -55,7 +56,7 @@ def build_strategy(stage: str, spec: StrategySpec) -> Any:
         raise ConfigurationError(
             f"{stage}: expected a name, a mapping with 'name' or a strategy, got {type(spec).__name__}"
         )
-    cls = registry[str(name)]
+    cls = registry[current_option(stage, str(name))]
     try:
         return cls(**fields)
     except ValidationError as error:

@@ -6,16 +6,19 @@ A strategy is a frozen pydantic model: its fields are its configuration. It hold
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from tokcomp.deprecation import current_fields
 from tokcomp.errors import CompatibilityError
 from tokcomp.layers import LayerSpec, resolve_layer, resolve_stages
+from tokcomp.plugin_signals import PluginSignal, expanded
 from tokcomp.types import CacheView, PrefillView, Selection, Signal, Site, VisionView
 
 __all__ = [
+    "AnySignal",
     "CachePolicy",
     "CompatibilityError",
     "LayerSpec",
@@ -27,6 +30,9 @@ __all__ = [
 ]
 
 
+AnySignal = Signal | PluginSignal
+
+
 class Strategy(BaseModel, ABC):
     """What all strategies share: frozen, validated fields; a name; declared needs."""
 
@@ -34,16 +40,22 @@ class Strategy(BaseModel, ABC):
 
     name: ClassVar[str] = ""
     stage: ClassVar[str] = ""
-    needs: ClassVar[frozenset[Signal]] = frozenset()
+    needs: ClassVar[frozenset[AnySignal]] = frozenset()
     paper: ClassVar[str] = ""
     """Title, venue and arXiv id, for ``tokcomp show`` and the generated pages."""
     home: ClassVar[str] = ""
     """The dotted path that stands for the name in a configuration, of a strategy that no other process would know by its
     name; set when it is registered or looked up."""
 
-    def signals(self) -> frozenset[Signal]:
-        """What this very strategy reads: ``needs``, unless it wraps others and reads what they do."""
-        return self.needs
+    if not TYPE_CHECKING:  # type checkers take the fields as they are
+
+        def __init__(self, **fields: Any) -> None:
+            super().__init__(**current_fields(type(self).stage, type(self).name, fields))
+
+    def signals(self) -> frozenset[AnySignal]:
+        """What this very strategy reads: ``needs`` with what plug-in signals among them are made from, unless it wraps others
+        and reads what they do."""
+        return expanded(self.needs)
 
     def departures(self) -> dict[str, str]:
         """Rules of the contract that this very strategy departs from on purpose, by name, each with its reason; only those

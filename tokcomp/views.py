@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from tokcomp.plugin_signals import SignalReader
 from tokcomp.signals import Signal, declared
 
 __all__ = ["PrefillView", "TokenView"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenView:
+class TokenView(SignalReader):
     """What the views of vision tokens share.
 
     Attributes:

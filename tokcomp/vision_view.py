@@ -59,7 +59,10 @@ class VisionView(TokenView):
         blank: dict[str, Tensor | None] = dict.fromkeys(
             ("_keys", "_cls_attention", "_unsplit_attention", "_unsplit_keys")
         )
-        return replace(self, **(blank | dict(self._elsewhere[block])))  # type: ignore[arg-type]
+        there = self._elsewhere[block]
+        own = {name: value for name, value in there.items() if name.startswith("_")}
+        extra = {name: value for name, value in there.items() if name not in own}
+        return replace(self, **(blank | own), _extra=extra)  # type: ignore[arg-type]
 
     @property
     def keys(self) -> Tensor:

@@ -101,7 +101,7 @@ def test_its_parity_test_passes_and_fails_when_the_rule_is_another(here: Path, s
     ("new vision lambda", "'lambda' cannot be the name of a strategy"),
     ("new vision tome", "the name 'tome' is taken by a vision strategy (built-in): choose another"),
     ("new vision json", "there is a Python module 'json' already"),
-    ("new vision mine --out file", "file cannot be written: File exists; give another --out"),
+    ("new vision my_idea --out file", "file cannot be written: File exists; give another --out"),
     ("new vision", "the following arguments are required: NAME"),
 ])  # fmt: skip
 def test_a_wrong_name_is_refused_and_nothing_written(

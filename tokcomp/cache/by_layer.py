@@ -9,8 +9,8 @@ from torch import Tensor
 
 from tokcomp.registry import CACHE
 from tokcomp.specs import CacheSpec
-from tokcomp.stages import CachePolicy, LayerSpec, resolve_layer
-from tokcomp.types import CacheView, Selection, Signal
+from tokcomp.stages import AnySignal, CachePolicy, LayerSpec, resolve_layer
+from tokcomp.types import CacheView, Selection
 
 __all__ = ["ByLayer", "Range"]
 
@@ -81,7 +81,7 @@ class ByLayer(CachePolicy):
     def departures(self) -> dict[str, str]:
         return {rule: reason for policy in self.policies for rule, reason in policy.departures().items()}
 
-    def signals(self) -> frozenset[Signal]:
+    def signals(self) -> frozenset[AnySignal]:
         return frozenset().union(*(policy.signals() for policy in self.policies))
 
     def decodes(self) -> bool:

@@ -6,8 +6,8 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from tokcomp.specs import CacheSpec
-from tokcomp.stages import CachePolicy
-from tokcomp.types import CacheView, Signal
+from tokcomp.stages import AnySignal, CachePolicy
+from tokcomp.types import CacheView
 
 __all__ = ["Wrapper"]
 
@@ -30,7 +30,7 @@ class Wrapper(CachePolicy):
             raise ValueError(f"positions belong to the wrapper: give its base '{base.name}' positions=keep")
         return base
 
-    def signals(self) -> frozenset[Signal]:
+    def signals(self) -> frozenset[AnySignal]:
         return self.needs | self.base.signals()
 
     def departures(self) -> dict[str, str]:

@@ -78,7 +78,7 @@ def without_cls(strategy: type[Any]) -> str:
 
 def needs_text(strategy: type[Strategy], form: str = "{}") -> str:
     """The signals that a strategy reads beyond the tokens, each written in ``form``; empty where there are none."""
-    told = [form.format(signal.value) for signal in sorted(strategy.needs)]
+    told = [form.format(signal.value) for signal in sorted(strategy.needs, key=lambda each: each.value)]
     if strategy.signals is not Strategy.signals:
         told.append("what its steps need")
     return ", ".join(told)

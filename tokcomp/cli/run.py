@@ -35,18 +35,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(options: argparse.Namespace) -> int:
     """Check the whole configuration first, then hand over to Hydra, which makes the run's folder."""
+    from tokcomp.deprecation import current_overrides
     from tokcomp.experiment.compose import compose
     from tokcomp.experiment.config import RunConfig, config_hash
 
-    config = RunConfig.resolve(compose(options.overrides))
+    overrides = current_overrides(options.overrides)
+    config = RunConfig.resolve(compose(overrides))
     if options.cfg:
         from omegaconf import OmegaConf
 
         print(OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json"))).rstrip())
         print(f"# config_hash: {config_hash(config)}")
         return 0
-    _refuse_unwritable(options.overrides)
-    _run_with_hydra(options.overrides)
+    _refuse_unwritable(overrides)
+    _run_with_hydra(overrides)
     return 0
 
 

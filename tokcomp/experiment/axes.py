@@ -12,6 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
+from tokcomp.deprecation import current_overrides
 from tokcomp.errors import ConfigurationError
 from tokcomp.experiment.compose import compose, own_hydra, register_plugins
 from tokcomp.experiment.config import RunConfig
@@ -83,6 +84,7 @@ def parsed_overrides(overrides: Sequence[str]) -> list[tuple[str, Override]]:
     Raises:
         ConfigurationError: one that cannot be read.
     """
+    overrides = current_overrides(list(overrides))
     register_plugins(overrides)
     with own_hydra():
         parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 
+from tokcomp.plugin_signals import PluginSignal
 from tokcomp.plugins import import_object, points
+from tokcomp.stages import Strategy
 
 if TYPE_CHECKING:
     from tokcomp.experiment.config import RunConfig
@@ -78,6 +80,14 @@ def code_version(config: RunConfig) -> str:
         part for stage in (config.vision, config.prefill, config.cache, config.benchmark) for part in _parts(stage)
     ]
     modules = {cls.__module__ for part in parts for cls in type(part).__mro__}
+    read = {
+        each
+        for part in parts
+        if isinstance(part, Strategy)
+        for each in part.signals()
+        if isinstance(each, PluginSignal)
+    }
+    modules |= {each.provider.__module__ for each in read}
     # Which model it will be is known only when it is loaded, so that the adapters of all installed packages count.
     modules |= {point.module for point in points("tokcomp.models")}
     if config.model.adapter is not None:

@@ -22,6 +22,7 @@ from pydantic import TypeAdapter
 from pydantic.fields import FieldInfo
 
 from tokcomp.benchmarks.base import benchmark_class, plugin_names
+from tokcomp.deprecation import current_overrides
 from tokcomp.errors import ConfigurationError
 from tokcomp.experiment.overrides import GROUPS, refuse_unknown, refuse_unreadable
 from tokcomp.experiment.paths import config_dir, config_dirs, option_names
@@ -111,6 +112,7 @@ def compose(overrides: Sequence[str] = (), *, config_name: str = "run") -> dict[
         ConfigurationError: an override that cannot be read, an unknown group, option or setting, a missing value; one
             line that names it and the nearest known name.
     """
+    overrides = current_overrides(list(overrides))
     register_plugins(overrides)
     with own_hydra():
         parsed = refuse_unreadable(overrides)

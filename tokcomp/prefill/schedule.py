@@ -9,8 +9,8 @@ from pydantic import Field, ValidationInfo, field_validator
 from tokcomp.errors import CompatibilityError
 from tokcomp.registry import PREFILL
 from tokcomp.specs import PrefillSpec
-from tokcomp.stages import PrefillFilter
-from tokcomp.types import PrefillView, Selection, Signal
+from tokcomp.stages import AnySignal, PrefillFilter
+from tokcomp.types import PrefillView, Selection
 
 __all__ = ["Schedule"]
 
@@ -62,8 +62,8 @@ class Schedule(PrefillFilter):
     def departures(self) -> dict[str, str]:
         return {rule: reason for step in self.steps for rule, reason in step.departures().items()}
 
-    def signals(self) -> frozenset[Signal]:
-        return frozenset[Signal]().union(*(step.signals() for step in self.steps))
+    def signals(self) -> frozenset[AnySignal]:
+        return frozenset[AnySignal]().union(*(step.signals() for step in self.steps))
 
     def guided_by(self) -> str | None:
         for number, step in enumerate(self.steps):

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokcomp.runner.apply import gather_tokens
 from tokcomp.types import Selection, VisionView
 
-__all__ = ["alike", "joined", "narrowed"]
+__all__ = ["alike", "carried", "joined", "narrowed"]
 
 _ON_LAST_AXIS = ("_cls_attention",)
 
@@ -34,9 +35,10 @@ def narrowed(view: VisionView, grid: tuple[int, int], rows: Tensor, n: int) -> V
 
     own = {name: value for name, value in vars(view).items() if isinstance(value, Tensor)}
     whole = {name: own.pop(name)[rows] for name in ("_cls_token", "_digest") if name in own}
+    extra = signals(view._extra)
     elsewhere = {block: signals(given) for block, given in view._elsewhere.items()}
     owners = tuple(view.owners[row] for row in rows.tolist()) if view.owners else ()
-    return replace(view, grid=grid, owners=owners, **whole, **signals(own), _elsewhere=elsewhere)  # type: ignore[arg-type]
+    return replace(view, grid=grid, owners=owners, **whole, **signals(own), _elsewhere=elsewhere, _extra=extra)  # type: ignore[arg-type]
 
 
 def joined(parts: list[tuple[Tensor, Selection]], sizes: Tensor) -> Selection:
@@ -87,3 +89,10 @@ def _own_slots(selection: Selection, n: int) -> Tensor:
     keep = selection.keep
     slots = torch.arange(keep.shape[1], device=keep.device).expand_as(keep)
     return keep.new_full((keep.shape[0], n + 1), -1).scatter(1, keep.where(keep >= 0, n), slots)[:, :n]
+
+
+def carried(name: str, value: Tensor, index: Tensor) -> Tensor:
+    """A signal of one block ``[i, k, d]`` (attention: ``[i, ..., k]``) for the tokens ``index`` ``[i, k']``."""
+    if name in _ON_LAST_AXIS:
+        return value.gather(2, index[:, None].expand(-1, value.shape[1], -1))
+    return gather_tokens(value, index)

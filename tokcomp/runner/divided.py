@@ -85,6 +85,7 @@ class Divided:
             return repeated.gather(axis, self.index.view(shape).expand(whole))
 
         changed: dict[str, Any] = {name: self._tokens(getattr(view, name)) for name in _OF_TOKENS}
+        changed["_extra"] = {name: self._tokens(value) for name, value in view._extra.items()}
         changed["valid"] = self.valid
         changed["protected"] = changed["protected"] & self.valid
         for name in _OF_SAMPLES:

@@ -15,8 +15,10 @@ from tokcomp.ops.merging import apply_selection
 from tokcomp.ops.received import received_attention, unsplit
 from tokcomp.ops.relevance import mean_cosine_with
 from tokcomp.ops.scores import attention_rows
-from tokcomp.runner.alike import alike, joined, narrowed
-from tokcomp.runner.apply import clean_selection, gather_tokens
+from tokcomp.plugin_signals import extra_names
+from tokcomp.runner.alike import alike, carried, joined, narrowed
+from tokcomp.runner.apply import clean_selection
+from tokcomp.runner.extra import from_tower, split
 from tokcomp.runner.images import Images
 from tokcomp.runner.segments import Segments
 from tokcomp.runner.text import Text
@@ -79,6 +81,7 @@ class Encoding:
             signals["_unsplit_attention"] = self._attended(*wide, wide[0].shape[-1] ** -0.5)[:, 0]
         if Signal.UNSPLIT_KEYS in needs:
             signals["_unsplit_keys"] = unsplit(key)[:, 0, n_prefix:]
+        signals |= from_tower(needs, query, key, scale, self.bias, n_prefix=n_prefix, layer=number)
         self.signals[number] = {name: self._over_units(name, signal) for name, signal in signals.items()}
         return None
 
@@ -87,7 +90,7 @@ class Encoding:
         bias = self.segments.bias(self.segments.seen, key.shape[2], query.dtype)
         whole = self.segments.gathered(query, key)
         if whole is not None and number in self.observed:
-            self.signals[number] = self.segments.signals(*whole, scale, self.reducer.signals())
+            self.signals[number] = self.segments.signals(*whole, scale, self.reducer.signals(), number)
         return bias
 
     def _heads_in_rows(self, x: Tensor) -> Tensor:
@@ -226,7 +229,7 @@ class Encoding:
         read = self.signals.keys() & (self.lasting if site.layer is None or not more else self.lasting | {site.layer})
         index = selection.keep.clamp(min=0) if read else selection.keep
         # What was seen of a token before stays with the token that stands at its place.
-        self.signals = {number: {name: _carried(name, value, index) for name, value in self.signals[number].items()}
+        self.signals = {number: {name: carried(name, value, index) for name, value in self.signals[number].items()}
                         for number in read}  # fmt: skip
         return shortened
 
@@ -234,7 +237,7 @@ class Encoding:
         assert self.reducer is not None
         images, depth = self.images, len(self.tower.blocks)
         layer = site.layer if site.layer is not None else self.tower.feature_block
-        signals: dict[str, Any] = dict(self.signals.get(-1 if layer is None else layer, {}))
+        signals, extra = split(self.signals.get(-1 if layer is None else layer, {}))
         signals["_elsewhere"] = {block: self.signals.get(block, {}) for block in self.reducer.looks_at(depth)
                                  if block is not None}  # fmt: skip
         if self.text is not None and site.kind == "projected":
@@ -255,6 +258,8 @@ class Encoding:
             has_cls=self.tower.has_cls,
             _cls_token=self.cls_token,
             _digest=images.digest if Signal.DIGEST in self.reducer.signals() else None,
+            _extra=extra,
+            _declared=extra_names(self.reducer.signals()),
             **signals,
         )
 
@@ -270,10 +275,3 @@ class Encoding:
             bias = bias.masked_fill(~images.valid, _MASKED)
         bias = torch.nn.functional.pad(bias, (self.tower.n_prefix, 0))
         return bias[:, None, None].to(dtype)
-
-
-def _carried(name: str, value: Tensor, index: Tensor) -> Tensor:
-    """A signal of one block ``[i, k, d]`` (attention: ``[i, ..., k]``) for the tokens ``index`` ``[i, k']``."""
-    if name == "_cls_attention":
-        return value.gather(2, index[:, None].expand(-1, value.shape[1], -1))
-    return gather_tokens(value, index)

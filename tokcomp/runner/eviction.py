@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokcomp.errors import TokcompError
+from tokcomp.errors import CompatibilityError, TokcompError
 from tokcomp.models.adapter import Decoder
 from tokcomp.ops.merging import apply_selection
+from tokcomp.plugin_signals import attended, extra_names
 from tokcomp.runner.apply import gather_entries, widened
 from tokcomp.runner.cache import CompressedLayer
 from tokcomp.runner.entries import EntryTables
@@ -40,12 +41,19 @@ class Evictor:
         self.name, self.decoder, self.numbering = policy.name, decoder, Numbering(decoder)
         found = {number: policy.of_layer(number, depth) for number in range(depth)}
         self.policies = {number: one for number, one in found.items() if one is not None}
+        mixed = [one for one in self.policies.values() if one.layers_alike and extra_names(one.signals())]
+        if mixed:
+            raise CompatibilityError(
+                f"cache policy '{mixed[0].name}' declares layers_alike, and the plug-in's signal "
+                f"'{min(extra_names(mixed[0].signals()))}' is of one layer: set layers_alike = False"
+            )
         self.decodes = any(one.decodes() for one in self.policies.values())
         """Whether any layer is acted on after the prefill."""
 
     def observes(self, number: int) -> bool:
         """Whether a layer's attention is to be looked at."""
-        return number in self.policies and bool(OBSERVED & self.policies[number].signals())
+        needs = self.policies[number].signals() if number in self.policies else frozenset()
+        return bool(OBSERVED & needs) or bool(attended(needs, "cache"))
 
     def observe(self, run: Pass, number: int, query: Tensor, key: Tensor, scale: float,
                 **logits: Any) -> None:  # fmt: skip
@@ -57,7 +65,8 @@ class Evictor:
             return
         if self.decoder.inv_freq(number) is None:
             run.rotary = None  # a layer that does not rotate its queries
-        run.observed = observe(run, policy, query, key, scale, interleaved=self.decoder.interleaved(), **logits)
+        interleaved = self.decoder.interleaved()
+        run.observed = observe(run, policy, query, key, scale, layer=number, interleaved=interleaved, **logits)
 
     def packs(self, number: int) -> bool:
         """Whether a layer's entries may be packed, so that its attention has to be ours: a softmax over all entries."""

@@ -10,8 +10,10 @@ from torch import Tensor
 from tokcomp.errors import CompatibilityError
 from tokcomp.models.adapter import Decoder
 from tokcomp.ops.scores import attention_rows
+from tokcomp.plugin_signals import attended, extra_names
 from tokcomp.runner.apply import clean_selection, gather_tokens, with_protected
 from tokcomp.runner.divided import Divided, parts_of
+from tokcomp.runner.extra import from_decoder
 from tokcomp.runner.masks import Visibility, over_heads
 from tokcomp.runner.passes import Pass
 from tokcomp.runner.shortening import shorten
@@ -59,15 +61,19 @@ class Filtering:
         """Whether the filter that acts after ``layer`` looks at that layer's queries or keys."""
         strategy = self.acting.get(layer)
         return strategy is not None and (
-            Signal.KEYS in strategy.signals() or (_asks_rows(strategy) and strategy.attention_of == "this")
+            Signal.KEYS in strategy.signals()
+            or bool(attended(strategy.signals(), "prefill"))
+            or (_asks_rows(strategy) and strategy.attention_of == "this")
         )
 
     def observe(self, run: Pass, layer: int, query: Tensor, key: Tensor, scale: float, **logits: Any) -> None:
         """Take from one layer's attention what the filter asked for."""
         strategy = self.acting[layer]
+        assert run.sequence is not None
         if Signal.KEYS in strategy.signals():
-            assert run.sequence is not None
             run.keys = key[:, :, -run.sequence.length :]
+        made = from_decoder(strategy.signals(), "prefill", query, key, scale, run.sees, layer=layer, **logits)
+        run.extra = {name: value[:, -run.sequence.length :] for name, value in made.items()}
         if _asks_rows(strategy) and strategy.attention_of == "this":
             run.rows = self._rows(run, run.sees, query[:, :, -self._height(run, strategy) :], key, scale, logits)
 
@@ -104,6 +110,7 @@ class Filtering:
         if self.protects and strategy.respects_protected:
             selection = with_protected(selection, view.protected)
         run.rows = run.keys = None
+        run.extra = {}
         anew = strategy.positions == "renumber"
         return shorten(run, layer, hidden, slots, real, selection, number_anew=anew)
 
@@ -178,6 +185,8 @@ class Filtering:
             _text_valid=prompt.text_valid if text is not None else None,
             _text_keys=text_keys,
             _final_norm=self.decoder.norm if Signal.FINAL_NORM in signals else None,
+            _extra={name: gather_tokens(value, slots) for name, value in run.extra.items()},
+            _declared=extra_names(signals),
             _digest=prompt.digest if Signal.DIGEST in signals else None,
         )
 

@@ -13,6 +13,7 @@ from tokcomp.ops.received import received_sums
 from tokcomp.ops.recency import last
 from tokcomp.ops.rotary import unrotate
 from tokcomp.ops.scores import attention_rows, column_sums
+from tokcomp.runner.extra import from_decoder
 from tokcomp.runner.masks import Visibility, over_heads
 from tokcomp.runner.passes import Observed, Pass
 from tokcomp.stages import CachePolicy
@@ -26,21 +27,22 @@ OBSERVED = frozenset({Signal.RECEIVED_ATTENTION, Signal.ATTENTION_ROWS, Signal.Q
 _CHUNK_BYTES = 8 * 2**20
 
 
-def observe(run: Pass, policy: CachePolicy, query: Tensor, key: Tensor, scale: float, *, interleaved: bool,
-            **logits: Any) -> Observed:  # fmt: skip
+def observe(run: Pass, policy: CachePolicy, query: Tensor, key: Tensor, scale: float, *, layer: int,
+            interleaved: bool, **logits: Any) -> Observed:  # fmt: skip
     """What ``policy`` asks to see of the attention that is about to run: ``query`` ``[b, h, t, d]`` over ``key``
     ``[b, g, l, d]``."""
     needs = policy.signals()
     received, rows, queries = None, None, None
+    extra = from_decoder(needs, "cache", query, key, scale, run.sees, layer=layer, **logits)
     if Signal.RECEIVED_ATTENTION in needs and not (run.prefill and Signal.ATTENTION_ROWS in needs):
         received = _received(run, policy, query, key, scale, **logits)
     if not run.prefill:
-        return Observed(received)
+        return Observed(received, extra=extra)
     if Signal.ATTENTION_ROWS in needs:
         rows = partial(_chunks, run, policy, query, key, scale, run.sees, **logits)
     if Signal.QUERIES in needs:
         queries = query.float() if run.rotary is None else unrotate(query, *run.rotary, interleaved=interleaved)
-    return Observed(received, rows, queries)
+    return Observed(received, rows, queries, extra=extra)
 
 
 def _received(run: Pass, policy: CachePolicy, query: Tensor, key: Tensor, scale: float,

@@ -32,13 +32,14 @@ class Observed:
     Attributes:
         received: ``[b, g, l]``. ``rows``: the chunks of query rows, made on demand. ``queries``: ``[b, h, l, d]``.
         asked: the new token's query ``[b, h, 1, d]`` and the scale of its logits, where ``received`` is found for several
-            layers at once.
+            layers at once. ``extra``: signals of plug-ins ``[b, g, l]``.
     """
 
     received: Tensor | None = None
     rows: Callable[[], Iterator[tuple[Tensor, Tensor]]] | None = None
     queries: Tensor | None = None
     asked: tuple[Tensor, float] | None = None
+    extra: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass
@@ -59,7 +60,8 @@ class Pass:
         blocks: ``[b, l]`` which of the pass's own tokens attend in both directions, see :class:`Visibility`; None: none.
         through: those blocks ignore a layer's window.
         sees: which keys the layer now running may see.
-        rows: attention rows that the filter asked for, of the layer that has just run; ``keys``: its keys.
+        rows: attention rows that the filter asked for, of the layer that has just run; ``keys``: its keys;
+            ``extra``: what plug-in signals made of it, per token of the sequence.
         noted: what each filter noted for its later layers, by the filter's id.
         packed: packed entries of the layer now running, which its attention has to read beside the cache's tensors.
         deepstack: features that the first layers add to the vision tokens' states (prefill only), or None.
@@ -85,6 +87,7 @@ class Pass:
     sees: Visibility = field(default_factory=lambda: Visibility(0))
     rows: Tensor | None = None
     keys: Tensor | None = None
+    extra: dict[str, Tensor] = field(default_factory=dict)
     noted: dict[int, dict[str, Tensor]] = field(default_factory=dict)
     packed: Packed | None = None
     deepstack: Deepstack | None = None

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from tokcomp.ops.received import received_attention, unsplit
+from tokcomp.plugin_signals import attended
+from tokcomp.runner.extra import from_tower
 from tokcomp.runner.images import Images
 from tokcomp.types import Signal
 
@@ -151,7 +153,7 @@ class Segments:
 
     # -- signals -----------------------------------------------------------------------------------------------------
 
-    def signals(self, query: Tensor, key: Tensor, scale: float, needs: frozenset[Signal]) -> dict[str, Tensor]:
+    def signals(self, query: Tensor, key: Tensor, scale: float, needs: frozenset[Any], layer: int) -> dict[str, Tensor]:
         """What a reducer asked for of one block's attention; of every unit the mean over its patches."""
         found: dict[str, Tensor] = {}
         if Signal.KEYS in needs:
@@ -164,7 +166,27 @@ class Segments:
             found["_unsplit_attention"] = self._over_units(received[:, None])[..., 0]
         if Signal.UNSPLIT_KEYS in needs:
             found["_unsplit_keys"] = self._over_units(wide[1][0, 0])
+        if attended(needs, "vision"):
+            asked, keys = (self._by_row(x[0].transpose(0, 1)) for x in (query, key))
+            made = from_tower(needs, asked, keys, scale, self._mask(), n_prefix=0, layer=layer)
+            found |= {name: value.unflatten(1, (-1, self.group)).mean(dim=2) for name, value in made.items()}
         return found
+
+    def _by_row(self, patches: Tensor) -> Tensor:
+        """``[s * group, h, d]`` of the sequence's patches as ``[i, h, k * group, d]``."""
+        table = self.to_table(patches.flatten(1)).unflatten(2, (self.group, *patches.shape[1:]))
+        return table.flatten(1, 2).transpose(1, 2)
+
+    def _mask(self) -> Tensor:
+        """Additive mask ``[i, 1, t, t]``, t = k * group: a patch sees those of its segment, merged ones by their size."""
+        numbers = torch.arange(len(self.segments), device=self.home.device)
+        segment = numbers.repeat_interleave(torch.tensor(self.segments, device=self.home.device))
+        own = self._by_row(segment[:, None, None])[:, 0, :, 0]  # (i, t)
+        real = self.images.valid.repeat_interleave(self.group, dim=1)
+        hidden = (own[:, None] != own[:, :, None]) | ~real[:, None]
+        sizes = self.images.sizes.clamp(min=1).log().repeat_interleave(self.group, dim=1)
+        bias = sizes if self.weighs and self.images.touched else torch.zeros_like(sizes)
+        return bias[:, None].expand(hidden.shape).masked_fill(hidden, torch.finfo(bias.dtype).min)[:, None]
 
     def _over_units(self, patches: Tensor) -> Tensor:
         """``[s * group, d]`` as ``[i, k, d]``."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from tokcomp.plugin_signals import extra_names
 from tokcomp.runner.cache import CompressedLayer
 from tokcomp.runner.entries import EntryTables, column
 from tokcomp.runner.numbering import Numbering
@@ -62,7 +64,7 @@ def cache_view(numbering: Numbering, policy: CachePolicy, layers: list[Compresse
         padded=tables.padded,
         marked=marked,
         prompt_tokens=request.equal if whole else request.prompt.valid.shape[1],
-        _received=None if observed.received is None else observed.received[..., -length:],
+        **_observed(policy, observed, length),
         _attention_rows=None if observed.rows is None else partial(_over_held, observed.rows, length),
         _queries=None if observed.queries is None else observed.queries[:, :, -length:],
         _rotation=partial(numbering.rotation, first) if Signal.QUERIES in signals else None,
@@ -72,6 +74,13 @@ def cache_view(numbering: Numbering, policy: CachePolicy, layers: list[Compresse
     )
 
 
+def _observed(policy: CachePolicy, observed: Observed, length: int) -> dict[str, Any]:
+    """The fields of the view with one number per entry: what entries receive, and plug-ins' signals."""
+    extra = {name: value[..., -length:] for name, value in observed.extra.items()}
+    received = None if observed.received is None else observed.received[..., -length:]
+    return {"_received": received, "_extra": extra, "_declared": extra_names(policy.signals())}
+
+
 def joined(group: list[tuple[CompressedLayer, Observed]]) -> Observed:
     """What was seen of several layers, one layer's samples after the other's."""
     asked = [seen.asked for _, seen in group if seen.asked is not None]
@@ -79,7 +88,8 @@ def joined(group: list[tuple[CompressedLayer, Observed]]) -> Observed:
         return Observed(received([query for query, _ in asked], [layer.keys for layer, _ in group], asked[0][1]))
     # A layer with a window has let go of entries that its attention still read.
     sums = [seen.received[..., -layer.length :] for layer, seen in group if seen.received is not None]
-    return Observed(None if not sums else sums[0] if len(sums) == 1 else torch.cat(sums))
+    extra = group[0][1].extra if len(group) == 1 else {}  # policies that read some are asked about one layer at a time
+    return Observed(None if not sums else sums[0] if len(sums) == 1 else torch.cat(sums), extra=extra)
 
 
 def _initial(layers: list[CompressedLayer]) -> Tensor:

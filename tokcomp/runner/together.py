@@ -84,6 +84,7 @@ class Together:
                      for block, signals in view._elsewhere.items()}  # fmt: skip
         changed: dict[str, Any] = {
             **tensors,
+            "_extra": {name: laid(name, value) for name, value in view._extra.items()},
             "valid": self.valid,
             "padded": not self.even,
             "grid": self.grids[0],

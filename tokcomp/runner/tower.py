@@ -25,7 +25,7 @@ from tokcomp.runner.images import Images, pixel_digest
 from tokcomp.runner.segments import Segments
 from tokcomp.runner.text import PromptText
 from tokcomp.runner.together import groups_of
-from tokcomp.runner.unmet import INSIDE, refuse_infinite, refuse_split_units, refuse_unmet
+from tokcomp.runner.unmet import looks_inside, refuse_infinite, refuse_split_units, refuse_unmet
 from tokcomp.runner.unneeded import probe, skip
 from tokcomp.stages import VisionReducer
 from tokcomp.types import Signal, Site
@@ -131,7 +131,7 @@ class VisionStage:
 
     def _look(self, reducer: VisionReducer) -> None:
         """Which blocks are observed, and whose signals outlast the block itself."""
-        if not reducer.signals() & INSIDE:
+        if not looks_inside(reducer.signals()):
             return
         looks_at = reducer.looks_at(len(self.tower.blocks))
         elsewhere = {block for block in looks_at if block is not None}

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
 from tokcomp.errors import CompatibilityError, FeatureError
 from tokcomp.models.adapter import Layout, Tower
+from tokcomp.plugin_signals import attended
 from tokcomp.runner.hooks import base_implementation
 from tokcomp.stages import VisionReducer
 from tokcomp.types import Signal, Site
 
-__all__ = ["INSIDE", "refuse_infinite", "refuse_split_units", "refuse_unmet"]
+__all__ = ["INSIDE", "looks_inside", "refuse_infinite", "refuse_split_units", "refuse_unmet"]
 
 INSIDE = frozenset({Signal.CLS_ATTENTION, Signal.UNSPLIT_ATTENTION, Signal.KEYS, Signal.UNSPLIT_KEYS})
 """Signals that come from the attention of the tower's blocks."""
+
+
+def looks_inside(needs: frozenset[Any]) -> bool:
+    """Whether any of these signals, those of plug-ins included, comes from the attention of the tower's blocks."""
+    return bool(needs & INSIDE) or bool(attended(needs, "vision"))
 
 
 def refuse_unmet(tower: Tower, reducer: VisionReducer, sites: Sequence[Site], family: str) -> None:
@@ -49,7 +56,9 @@ def refuse_unmet(tower: Tower, reducer: VisionReducer, sites: Sequence[Site], fa
         raise CompatibilityError(
             f"{who} puts the CLS token among the tokens, and several images, tiles or frames have one each: use another strategy"
         )
-    if tower.feature_block is None and (inside or reducer.signals() & (INSIDE | {Signal.CLS_TOKEN})):
+    if tower.feature_block is None and (
+        inside or looks_inside(reducer.signals()) or Signal.CLS_TOKEN in reducer.signals()
+    ):
         raise CompatibilityError(
             f"{who} acts inside the vision tower, but this model mixes the features of several tower layers; use a "
             "strategy that acts on the features or after the projector and needs no attention"

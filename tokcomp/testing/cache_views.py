@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tokcomp.ops.rotary import mean_rotation
+from tokcomp.plugin_signals import extra_names, made_up
 from tokcomp.stages import CachePolicy
 from tokcomp.types import CacheView, Selection, Signal
 
@@ -55,6 +56,8 @@ def random_view(counts: Sequence[int], *, policy: CachePolicy | None = None, lay
         generated=generated,
         memory={},
         group=2,
+        _extra=made_up(needs, "cache", shape, generator),
+        _declared=extra_names(needs),
         _received=received if Signal.RECEIVED_ATTENTION in needs else None,
         _attention_rows=rows,
         _queries=queries if Signal.QUERIES in needs else None,

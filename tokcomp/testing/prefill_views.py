@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokcomp.plugin_signals import extra_names, made_up
 from tokcomp.stages import PrefillFilter
 from tokcomp.types import PrefillView, Selection, Signal
 
@@ -55,6 +56,8 @@ def random_view(counts: Sequence[int], *, filter: PrefillFilter | None = None, r
         image=torch.zeros(b, n, dtype=torch.long),
         protected=(torch.rand(b, n, generator=generator) < protected) & valid,
         initial=torch.tensor(counts) + 3,
+        _extra=made_up(needs, "prefill", (b, n), generator),
+        _declared=extra_names(needs),
         _attention=attention if asked else None,
         _rows=real if asked else None,
         _keys=torch.randn(b, KV_HEADS, n, HEAD_WIDTH, generator=generator).to(dtype) if Signal.KEYS in needs else None,

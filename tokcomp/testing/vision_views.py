@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokcomp.plugin_signals import extra_names, made_up
 from tokcomp.stages import VisionReducer
 from tokcomp.types import Selection, Signal, Site, VisionView
 
@@ -111,6 +112,8 @@ def _declared(view: VisionView, reducer: VisionReducer) -> VisionView:
         view,
         **own,
         _elsewhere=elsewhere,
+        _extra=made_up(needs, "vision", tuple(view.valid.shape), torch.Generator().manual_seed(0)),
+        _declared=extra_names(needs),
         _text_relevance=view._text_relevance if relevant else None,
         _cls_token=view._cls_token if handed else None,
         _digest=view._digest if Signal.DIGEST in needs else None,

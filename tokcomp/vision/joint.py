@@ -8,8 +8,8 @@ from pydantic import Field, model_validator
 
 from tokcomp.registry import VISION
 from tokcomp.specs import VisionSpec
-from tokcomp.stages import VisionReducer
-from tokcomp.types import Selection, Signal, Site, VisionView
+from tokcomp.stages import AnySignal, VisionReducer
+from tokcomp.types import Selection, Site, VisionView
 
 __all__ = ["Joint"]
 
@@ -51,7 +51,7 @@ class Joint(VisionReducer):
     def departures(self) -> dict[str, str]:
         return self.strategy.departures()
 
-    def signals(self) -> frozenset[Signal]:
+    def signals(self) -> frozenset[AnySignal]:
         return self.strategy.signals()
 
     def refuses_without_cls(self) -> bool:

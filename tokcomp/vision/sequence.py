@@ -10,8 +10,8 @@ from pydantic import Field, model_validator
 
 from tokcomp.registry import VISION
 from tokcomp.specs import VisionSpec
-from tokcomp.stages import VisionReducer
-from tokcomp.types import Selection, Signal, Site, VisionView
+from tokcomp.stages import AnySignal, VisionReducer
+from tokcomp.types import Selection, Site, VisionView
 
 __all__ = ["Sequence"]
 
@@ -50,8 +50,8 @@ class Sequence(VisionReducer):
     def departures(self) -> dict[str, str]:
         return {rule: reason for step in self.steps for rule, reason in step.departures().items()}
 
-    def signals(self) -> frozenset[Signal]:
-        return frozenset[Signal]().union(*(step.signals() for step in self.steps))
+    def signals(self) -> frozenset[AnySignal]:
+        return frozenset[AnySignal]().union(*(step.signals() for step in self.steps))
 
     def refuses_without_cls(self) -> bool:
         return any(step.refuses_without_cls() for step in self.steps)
