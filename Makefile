@@ -11,7 +11,7 @@ SAMPLES ?= 200
 export HF_HUB_OFFLINE := 1
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: demo env test test-fast test-oldest test-ray lint format docs results support library bench bench-gpu clean help
+.PHONY: demo env test test-fast test-oldest test-ray lint format docs gallery notebooks results support library bench bench-gpu clean help
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.demo  ## the embedded model, dense and compressed in all three stages: a table, and a picture of what it kept
@@ -66,6 +66,12 @@ support: env  ## what works where: every family x strategy x way of use, for doc
 
 docs: env  ## the site, strict, in site/
 	$(BIN)/mkdocs build --strict --quiet
+
+gallery: env  ## what every strategy keeps of the same scenes, for the site (some minutes)
+	$(BIN)/python docs/gallery.py
+
+notebooks: env  ## execute the notebooks of examples/ (some minutes)
+	$(BIN)/python docs/notebooks.py
 
 results: env  ## the tables and pictures of README and site, from runs on the embedded model (half an hour)
 	$(BIN)/python docs/generate.py

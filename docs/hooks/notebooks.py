@@ -1,7 +1,9 @@
-"""mkdocs hook: the notebooks of `examples/` as pages, with the outputs that were committed; nothing is executed here."""
+"""mkdocs hook: the notebooks of `examples/` as pages, with the outputs that were committed, and a page of the scripts there;
+nothing is executed here."""
 
 from __future__ import annotations
 
+import ast
 import base64
 import json
 from pathlib import Path
@@ -10,7 +12,8 @@ from typing import Any
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
-SECTION = "Notebooks"
+SECTION = "Notebooks and scripts"
+SCRIPTS = "notebooks/scripts.md"
 
 
 def found(config: MkDocsConfig) -> list[Path]:
@@ -19,7 +22,7 @@ def found(config: MkDocsConfig) -> list[Path]:
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Fill the section `Notebooks`, wherever the navigation has it."""
-    _fill(config.nav or [], [f"notebooks/{path.stem}.md" for path in found(config)])
+    _fill(config.nav or [], [*(f"notebooks/{path.stem}.md" for path in found(config)), SCRIPTS])
     return config
 
 
@@ -33,12 +36,29 @@ def _fill(entries: list[Any], pages: list[str]) -> None:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
+    files.append(File.generated(config, SCRIPTS, content=scripts(Path(config.docs_dir).parent / "examples")))
     for path in found(config):
         text, pictures = as_markdown(json.loads(path.read_text(encoding="utf-8")), path.stem)
         files.append(File.generated(config, f"notebooks/{path.stem}.md", content=text))
         for name, picture in pictures.items():
             files.append(File.generated(config, f"notebooks/{name}", content=picture))
     return files
+
+
+def scripts(folder: Path) -> str:
+    """All scripts of a folder; the first line of each tells what it shows."""
+    lines = [
+        "# Scripts",
+        "",
+        "The scripts of `examples/`, each a use of tokcomp in a few lines; tests run all of them.",
+    ]
+    for path in sorted(folder.glob("*.py")):
+        source = path.read_text(encoding="utf-8")
+        told = (ast.get_docstring(ast.parse(source)) or path.stem).splitlines()[0]
+        title, _, rest = told.partition(": ")
+        lines += ["", f"## {title.rstrip('.')}", ""] + ([f"{rest[0].upper()}{rest[1:]}", ""] if rest else [])
+        lines += [f"`examples/{path.name}`", "", "```python", source.rstrip(), "```"]
+    return "\n".join([*lines, ""])
 
 
 def as_markdown(notebook: dict[str, Any], name: str) -> tuple[str, dict[str, bytes]]:
