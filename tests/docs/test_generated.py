@@ -11,9 +11,10 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
+import yaml
 
 from tests.docs import shell
-from tests.docs.blocks import PAGES, ROOT, of_page
+from tests.docs.blocks import PAGES, ROOT, blocks, of_page
 from tokcomp.cli.main import COMMANDS
 from tokcomp.registry import REGISTRIES
 
@@ -188,6 +189,24 @@ def test_every_command_is_on_its_page() -> None:
     for name, text in COMMANDS.items():
         assert f"| [`tokcomp {name}`](#tokcomp-{name}) | {text} |" in page
         assert f"usage: tokcomp {name} " in page
+
+
+def test_blocks_of_generated_pages_are_well_formed(gallery: ModuleType) -> None:
+    """Their Python is that of the notebooks and scripts, which other tests run."""
+    notebooks, ablation = load("hooks/notebooks.py"), load("hooks/ablation.py")
+    made = [gallery.strategy_page(stage, name, REGISTRIES[stage][name], ROOT) for stage, name in STRATEGIES]
+    made += [load("hooks/commands.py").page(), ablation.table(ROOT / "docs" / "results" / "stages")]
+    made += [notebooks.scripts(ROOT / "examples")]
+    made += [
+        notebooks.as_markdown(json.loads(path.read_text()), "x")[0] for path in (ROOT / "examples").glob("*.ipynb")
+    ]
+    found = [block for page in made for block in blocks(page)]
+    assert {block.language for block in found} == {"python", "sh", "text", "yaml"}
+    for block in found:
+        if block.language == "sh":
+            shell.check(block.code)
+        elif block.language == "yaml":
+            assert yaml.safe_load(block.code)
 
 
 def test_every_picture_that_a_page_shows_is_there() -> None:
