@@ -1,4 +1,4 @@
-"""Speed and memory on a CPU, small shapes in float32 with random weights: `make bench` (at most ten minutes on two cores).
+"""Speed and memory on a CPU, small shapes in float32 with random weights: `make bench` (eight minutes on two cores).
 
     python -m benchmarks.cpu --minutes 8 --threads 2 --out benchmarks/results
 
@@ -36,21 +36,22 @@ def plan(bench: Bench, log: Log) -> None:
     step("prefill small b1", 75, lambda: bench.prefill(small, 1, repeats=9, seconds=60))
     step("attainable small b1", 15, lambda: bench.cell(small, 1).attainable(bench.pipelines, repeats=5, seconds=10))
     step("selection small b1", 30, lambda: bench.cell(small, 1).selection(bench.pipelines, repeats=3))
+    step("operations small b1", 25, lambda: bench.cell(small, 1).operations(bench.pipelines))
     step("decode small b1", 40, lambda: bench.cell(small, 1).decode_beside_equal_length(
         bench.some(*MAIN[:3], "streaming_llm"), new_tokens=32, repeats=3, seconds=8))  # fmt: skip
     step("answers small b1", 40, lambda: bench.cell(small, 1).answers(
         bench.some(*MAIN), new_tokens=128, repeats=2, seconds=20))  # fmt: skip
-    step("memory small b1", 40, lambda: bench.cell(small, 1).memory(bench.some(*MAIN)))
+    step("memory small b1", 30, lambda: bench.cell(small, 1).memory(bench.some(*MAIN)))
     step(
         "prefill small b4", 40, lambda: bench.prefill(small, 4, repeats=2, seconds=20, pipelines=bench.some(*MAIN[:3]))
     )
     step("build long", 10, lambda: bench.load(LONG))
-    step("published long b1", 110, lambda: bench.beside_published(LONG, repeats=3, seconds=40))
+    step("published long b1", 100, lambda: bench.beside_published(LONG, repeats=3, seconds=30))
     slim = build(SLIM, bench.device, bench.dtype)
-    grow_with_tokens(bench.plan, slim, SLIM, (1, 2, 4, 10, 20, 40), log, text=64, seconds=20)
-    grow_with_batch(bench.plan, slim, SLIM, (1, 4, 16, 64), log, text=64, seconds=20)
+    grow_with_tokens(bench.plan, slim, SLIM, (1, 2, 4, 10, 20, 40), log, text=64, seconds=15)
+    grow_with_batch(bench.plan, slim, SLIM, (1, 4, 16, 64), log, text=64, seconds=15)
     grow_with_layers(bench.plan, SLIM, (4, 8, 16, 32), log, bench.device, bench.dtype, text=64, seconds=15)
-    grow_with_tokens(bench.plan, slim, SLIM, (80,), log, text=64, seconds=60)
+    grow_with_tokens(bench.plan, slim, SLIM, (80,), log, text=64, seconds=50)
 
 
 def main() -> int:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import growth
+
 from tokcomp.measure.roofline import layer_parameters
 from tokcomp.measure.shape import named_shape
 
@@ -18,19 +20,21 @@ def tables() -> dict[str, Callable[[], str]]:
     """What stands for the marks ``speed-cpu-…`` and ``speed-gpu-…`` of the page."""
     makers = {
         "machine": machine, "prefill": prefill, "published": published, "answers": answers, "decode": decode,
-        "memory": memory, "growth": growth, "short": short, "ceilings": ceilings, "least": least,
+        "memory": memory, "growth": growth.table, "growth-drawing": growth.drawing, "growth-steps": growth.steps,
+        "operations": operations, "short": short, "ceilings": ceilings, "least": least,
     }  # fmt: skip
-    return {
+    made = {
         f"speed-{device}-{name}": lambda device=device, make=make: _made(device, make)
         for device in ("cpu", "gpu") for name, make in makers.items()
     }  # fmt: skip
+    return {**made, "speed-sweep": lambda: _made("sweep", sweep)}
 
 
 def _made(device: str, make: Callable[[dict[str, Any]], str]) -> str:
     path = RESULTS / f"{device}.json"
     if not path.is_file():
-        command = "make bench-gpu" if device == "gpu" else "make bench"
-        return f"_No record of a {device.upper()} run is committed yet: `{command}` writes it._"
+        command, what = ("make bench-gpu", "a GPU run") if device == "gpu" else ("make bench", f"a {device} run")
+        return f"_No record of {what} is committed yet: `{command}` writes it._"
     text = make(json.loads(path.read_text(encoding="utf-8")))
     return text or "_Not measured in this run._"
 
@@ -201,6 +205,28 @@ def decode(record: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def sweep(record: dict[str, Any]) -> str:
+    """How much of a sweep the model works."""
+    rows = _rows(record, "sweep")
+    if not rows:
+        return ""
+    row = rows[0]
+    return (f"`{record['command']}`: {row['runs']} runs of {row['samples']} questions took {row['seconds']:.0f} s, of which the "
+            f"model worked {row['model_seconds']:.0f} s, {_percent(row['share'])}.")  # fmt: skip
+
+
+def operations(record: dict[str, Any]) -> str:
+    """What a prefill and a step give the device to do."""
+    lines: list[str] = []
+    for title, rows in _cells(_rows(record, "operations")):
+        dense = next(row for row in rows if row["side"] == "dense")
+        body = [[row["side"], f"{row['prefill']:,}", f"{row['prefill'] - dense['prefill']:+,}", f"{row['step']:,}",
+                 f"{row['step'] - dense['step']:+,}"] for row in rows]  # fmt: skip
+        head = ["pipeline", "operations of a prefill", "beside dense", "of a decoding step", "beside dense "]
+        lines += [f"**{title}**", "", *_table(head, body), ""]
+    return "\n".join(lines)
+
+
 def memory(record: dict[str, Any]) -> str:
     """Peaks of a prefill."""
     lines: list[str] = []
@@ -213,29 +239,6 @@ def memory(record: dict[str, Any]) -> str:
         head = ["pipeline", "peak on top of the weights", "of dense"]
         lines += [f"**{title}**", "", *_table(head, body), ""]
     return "\n".join(lines)
-
-
-def growth(record: dict[str, Any]) -> str:
-    """Time and memory along each axis, and the steepest step beside the dense model's own."""
-    peaks = {(_key(row), row["layers"]): row["increase_bytes"] for row in _rows(record, "memory")}
-    lines: list[str] = []
-    for axis, field in (("image tokens", "image_tokens"), ("batch", "batch"), ("layers", "layers")):
-        rows = [row for row in _rows(record, "growth") if row["axis"] == axis]
-        if not rows:
-            continue
-        sides = list(dict.fromkeys(row["side"] for row in rows))
-        at = {(row["side"], row[field]): row for row in rows}
-        places = sorted({row[field] for row in rows})
-        body = [[f"{place:,}", *(_growth_cell(at.get((side, place)), peaks) for side in sides)] for place in places]
-        lines += [f"**{axis}** ({rows[0]['shape']})", "", *_table([axis, *sides], body), ""]
-    return "\n".join([*lines, "Milliseconds of a prefill, and its peak memory on top of the weights."]) if lines else ""
-
-
-def _growth_cell(row: dict[str, Any] | None, peaks: dict[Any, float]) -> str:
-    if row is None:
-        return ""
-    peak = peaks.get((_key(row), row["layers"]))
-    return f"{row['ms']:.0f} ms" + ("" if peak is None else f", {peak / 1e6:.0f} MB")
 
 
 def short(record: dict[str, Any]) -> str:

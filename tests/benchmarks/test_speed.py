@@ -11,12 +11,14 @@ import pytest
 import torch
 
 from benchmarks.cells import Cell
+from benchmarks.operations import counted
 from benchmarks.pipelines import named_pipelines
 from benchmarks.plan import Plan
 from benchmarks.records import Log
 from benchmarks.rounds import in_rounds
 from benchmarks.selection_time import selection_clock
 from benchmarks.shapes import TINY, build, prompt
+from benchmarks.sweep import measured
 from tests.docs.test_generated import load
 from tokcomp import Pipeline
 
@@ -66,6 +68,33 @@ def test_selecting_is_a_part_of_the_prefill(model: Any) -> None:
         whole = time.perf_counter() - start
     assert clock.calls == TINY.layers + 1  # every layer's sums, and one decision for all four
     assert 0 < clock.seconds < whole
+
+
+def test_operations_do_not_count_views() -> None:
+    x = torch.randn(4, 6)
+    assert counted(lambda: x.view(6, 4).transpose(0, 1)[:2].unsqueeze(0)) == 0
+    assert counted(lambda: (x @ x.T).relu()) == 2
+
+
+def test_a_steeper_step_is_told() -> None:
+    growth = load("hooks/growth.py")
+    times = {"dense": (10, 20, 50), "fastv (K=2, half)": (8, 15, 30), "h2o": (12, 23, 80)}
+    rows = [
+        {"kind": "growth", "axis": "batch", "side": side, "batch": batch, "ms": ms, "shape": "x"}
+        for side, values in times.items() for batch, ms in zip((1, 2, 4), values, strict=True)
+    ]  # fmt: skip
+    told = growth.steps({"rows": rows})
+    assert told.startswith("Of 4 steps 1 are more")
+    assert "time of h2o from 2 to 4 batch: times 3.48, dense times 2.50" in told
+    assert growth.drawing({"rows": rows}).count("<circle") == 9
+    assert "| 4 | 50 ms | 30 ms | 80 ms |" in growth.table({"rows": rows})
+
+
+def test_the_models_share_of_a_sweep(tmp_path: Path) -> None:
+    found = measured(2, tmp_path / "store", ("prefill=fastv", "measure.timing=false", "measure.memory=false"))
+    assert found["runs"] == 1
+    assert 0 < found["model_seconds"] < found["seconds"]
+    assert found["calls"] == 2  # dense and compressed, a batch each
 
 
 def test_a_step_that_fails_or_does_not_fit_is_named(tmp_path: Path) -> None:

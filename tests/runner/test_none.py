@@ -167,3 +167,15 @@ def test_a_compiled_model_is_refused(part: str) -> None:
     with pytest.raises(UnsupportedError, match="was compiled"), Pipeline(cache="h2o").attach(given):
         pass
     assert not model._forward_pre_hooks
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_a_model_compiled_while_attached_is_refused() -> None:
+    model = llava()
+    inputs = {"input_ids": prompt(36, 5, 8), "pixel_values": pixels(1)}
+    with torch.inference_mode(), Pipeline(prefill="fastv").attach(model):
+        before = model(**inputs).logits
+        with pytest.raises(UnsupportedError, match=r"compiled .* while a pipeline is attached"):
+            torch.compile(model, backend="eager", dynamic=True)(**inputs)
+        assert torch.equal(before, model(**inputs).logits)
+    torch.compiler.reset()

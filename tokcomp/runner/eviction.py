@@ -49,6 +49,10 @@ class Evictor:
             )
         self.decodes = any(one.decodes() for one in self.policies.values())
         """Whether any layer is acted on after the prefill."""
+        self._packing = {
+            number for number, one in self.policies.items()
+            if one.packs() and decoder.window(number) is None and not decoder.logits(number)
+        }  # fmt: skip
 
     def observes(self, number: int) -> bool:
         """Whether a layer's attention is to be looked at."""
@@ -70,8 +74,7 @@ class Evictor:
 
     def packs(self, number: int) -> bool:
         """Whether a layer's entries may be packed, so that its attention has to be ours: a softmax over all entries."""
-        plain = self.decoder.window(number) is None and not self.decoder.logits(number)
-        return plain and number in self.policies and self.policies[number].packs()
+        return number in self._packing
 
     def after_layer(self, run: Pass, layer: CompressedLayer) -> None:
         """Act on a layer that has just run; what can wait until all layers have run acts in :meth:`after_pass`."""
@@ -207,21 +210,21 @@ class Evictor:
         if not all_stay:
             left = zip(*(gathered(each, index) for each in zip(*left, strict=True)), strict=True)
         turns: list[Turn] = []
-        for position, (layer, (keys, values)) in enumerate(zip(layers, left, strict=True)):
-            mine = _part(keep, position, layers)
+        b = keep.shape[0] // len(layers)
+        own = zip(keep.split(b), columns.split(b), *(table.split(b) for table in memory.values()), strict=True)
+        for position, (layer, (keys, values), (mine, stand, *kept)) in enumerate(zip(layers, left, own, strict=True)):
             before = self.numbering.before(layer, policy, run.memo)
             used = None if layer.valid is None else filled(layer.valid, length).expand(-1, mine.shape[1], -1)
-            layer.memory = {name: _part(value, position, layers) for name, value in memory.items()}
+            layer.memory = dict(zip(memory, kept, strict=True))
             merged = None if selection.assign is None else self._merged(layer, policy, selection, tables)
             if not all_stay:
                 kin = run.memo.setdefault(("kin", layer.kin), -next(_KIN)) if alike and layer.kin else None
-                layer.evict(keys, values, _part(columns, position, layers),
-                            None if valid is None else _part(valid, position, layers), kin)  # fmt: skip
+                layer.evict(keys, values, stand, None if valid is None else _part(valid, position, layers), kin)
             if merged is not None:
                 layer.keys, layer.values = merged
             turns += self.numbering.number_anew(layer, policy, mine, before, used, run.memo)
         self.numbering.turn(turns)
-        for layer in layers:
+        for layer in layers if self._packing else ():
             if self.packs(layer.number):
                 layer.pack()
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 
 from tokcomp.errors import FeatureError, UnsupportedError
 from tokcomp.models.adapter import Adapter
@@ -24,6 +25,14 @@ from tokcomp.runner.turns import own_part
 __all__ = ["Preflight"]
 
 Placeholders = Callable[..., dict[str, Tensor]]
+
+
+@_disable_dynamo  # raised while it is traced, it would only make the rest run without being compiled
+def _refuse_compiled_call() -> None:
+    raise UnsupportedError(
+        "the model was compiled (torch.compile) while a pipeline is attached, and compression changes the lengths from layer to "
+        "layer and from prompt to prompt, so that every call would compile anew: call the model itself"
+    )
 
 
 class Preflight:
@@ -45,6 +54,8 @@ class Preflight:
             hooks.wrap(self.adapter.model, "generate", self._checked)
 
     def _before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if torch.compiler.is_compiling():
+            _refuse_compiled_call()
         given = by_name(module, args, kwargs)
         if self._concerned(given):
             self._refuse_inputs(given)
