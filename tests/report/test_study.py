@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from tokcomp.cli.main import main
 from tokcomp.errors import ConfigurationError
 from tokcomp.report.compare import compare
 from tokcomp.report.export import flat_rows, write_csv, write_latex, write_parquet
-from tokcomp.report.statistics import holm, paired_differences
+from tokcomp.report.statistics import RESAMPLES, holm, paired_differences
 from tokcomp.report.study import pareto_front, read_study
 
 
@@ -41,6 +42,16 @@ def test_runs_that_answer_alike_do_not_differ() -> None:
     scores = np.random.default_rng(0).integers(0, 2, (3, 40)).astype(float)
     for found in paired_differences(scores, scores):
         assert (found.mean, found.interval, found.p, found.p_corrected) == (0.0, (0.0, 0.0), 1.0, 1.0)
+
+
+def test_many_runs_take_no_more_memory_than_a_few_at_a_time() -> None:
+    scores = np.random.default_rng(0).integers(0, 2, (4000, 25)).astype(float)
+    tracemalloc.start()
+    found = paired_differences(scores, scores[::-1])
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(found) == len(scores)
+    assert peak < 8 * RESAMPLES * len(scores) / 2, "half of one resampled mean per run and resample"
 
 
 @given(st.lists(st.floats(0, 1, allow_subnormal=False), min_size=1, max_size=12))  # a library may flush subnormals

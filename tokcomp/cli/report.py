@@ -70,7 +70,6 @@ def _print(console: Console, study: Study) -> None:
 
 
 def _write(study: Study, folder: Path, pictures: bool | None) -> Path:
-    from tokcomp.report.export import flat_rows, write_csv, write_latex, write_parquet
     from tokcomp.report.page import write_page
     from tokcomp.report.pictures import draw_pictures
     from tokcomp.report.plots import write_figures
@@ -82,10 +81,16 @@ def _write(study: Study, folder: Path, pictures: bool | None) -> Path:
     drawn = {}
     if pictures or (pictures is None and len(study.rows) <= _DRAWN):
         drawn = draw_pictures(study.rows, folder / "pictures")
+    _write_tables(study, folder)
+    write_figures(study, folder / "figures")
+    write_page(study, folder / "page.html", drawn)
+    return folder
+
+
+def _write_tables(study: Study, folder: Path) -> None:
+    from tokcomp.report.export import flat_rows, write_csv, write_latex, write_parquet
+
     rows = flat_rows(study)
     write_csv(rows, folder / "runs.csv")
     write_parquet(rows, folder / "runs.parquet")
     write_latex(study, folder / "runs.tex")
-    write_figures(study, folder / "figures")
-    write_page(study, folder / "page.html", drawn)
-    return folder

@@ -72,7 +72,7 @@ def read_row(path: Path, same: dict[Any, Any] | None = None) -> Row | None:
 
     Args:
         path: the record.
-        same: what earlier rows hold already; equal questions are shared with them.
+        same: what earlier rows hold already; equal questions and settings are shared with them.
 
     Raises:
         ConfigurationError: the record is damaged, or a newer tokcomp wrote it.
@@ -91,18 +91,22 @@ def read_row(path: Path, same: dict[Any, Any] | None = None) -> Row | None:
 
 def row_of(record: dict[str, Any], key: str, same: dict[Any, Any] | None = None) -> Row:
     """The line of a record's plain data; ``same`` as in :func:`read_row`."""
-    share = (lambda value: value) if same is None else (lambda value: same.setdefault(value, value))
+    same = {} if same is None else same
+
+    def share(value: Any, name: Any = None) -> Any:
+        return same.setdefault(name or value, value)
+
     dense, compressed, samples = record["dense"], record["compressed"], record["samples"]
     ratio = (compressed.get("time") or {}).get("ratio") or {}
     memory, whole = compressed.get("peak_memory"), dense.get("peak_memory")
     low, high = compressed["accuracy"]["interval"]
     kinds = share(tuple([sample["kind"] for sample in samples]))
-    vision, prefill, cache = (record["config"][stage] for stage in STAGES)
+    config = {key: share(section, repr(section)) for key, section in record["config"].items()}
     return Row(
         key=key,
         overrides=tuple(record.get("overrides", ())),
-        config=record["config"],
-        stages=(str(vision["name"]), str(prefill["name"]), str(cache["name"])),
+        config=config,
+        stages=share((config["vision"]["name"], config["prefill"]["name"], config["cache"]["name"])),
         accuracy=compressed["accuracy"]["overall"],
         interval=(low, high),
         by_kind=compressed["accuracy"]["by_kind"],
@@ -118,7 +122,7 @@ def row_of(record: dict[str, Any], key: str, same: dict[Any, Any] | None = None)
         total_time=ratio.get("end_to_end"),
         ids=share(tuple([sample["id"] for sample in samples])),
         kinds=kinds,
-        headline=_headline(str(record["config"]["benchmark"]["name"]), kinds),
+        headline=_headline(config["benchmark"]["name"], kinds),
         scores=np.array([sample["compressed_score"] for sample in samples], dtype=np.float32),
         dense_scores=np.array([sample["dense_score"] for sample in samples], dtype=np.float32),
     )

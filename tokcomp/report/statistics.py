@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,7 @@ Floats = NDArray[np.float64]
 
 RESAMPLES = 4000
 FLIPS = 9999
+TOGETHER = 256  # runs
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,10 @@ def paired_differences(scores: Floats, baseline: Floats, *, seed: int = 0) -> li
     gain = scores - baseline  # [runs, questions]
     questions = gain.shape[1]
     dice = np.random.default_rng(seed)
-    picks = dice.multinomial(questions, np.full(questions, 1 / questions), size=RESAMPLES).astype(np.float64)
-    low, high = np.percentile(picks @ gain.T / questions, [2.5, 97.5], axis=0)
+    picks = dice.multinomial(questions, np.full(questions, 1 / questions), size=RESAMPLES).T.astype(np.float64)
+    low, high = np.concatenate(
+        [np.percentile(some @ picks / questions, [2.5, 97.5], axis=1) for some in _blocks(gain)], axis=1
+    )
     mean = gain.mean(axis=1)
     p = _sign_flips(gain, mean, dice)
     return [
@@ -65,14 +69,23 @@ def paired_differences(scores: Floats, baseline: Floats, *, seed: int = 0) -> li
     ]
 
 
+def _blocks(runs: Floats) -> list[Floats]:
+    """A few runs at a time, which bounds the memory that many of them take."""
+    return np.array_split(runs, math.ceil(len(runs) / TOGETHER))
+
+
 def _sign_flips(gain: Floats, mean: Floats, dice: np.random.Generator) -> Floats:
     """Share of random sign patterns whose mean is at least as far from 0 (the observed pattern counted among them)."""
     questions = gain.shape[1]
     reached = np.zeros(gain.shape[0])
+    least = _blocks(questions * (np.abs(mean) - 1e-12))
     for start in range(0, FLIPS, 1000):
         rows = min(1000, FLIPS - start)
-        signs = dice.integers(0, 2, size=(rows, questions)).astype(np.float64) * 2 - 1
-        reached += (np.abs(signs @ gain.T) / questions >= np.abs(mean) - 1e-12).sum(axis=0)
+        signs = (dice.integers(0, 2, size=(rows, questions)).astype(np.float64) * 2 - 1).T
+        counts = [
+            (np.abs(some @ signs) >= far[:, None]).sum(axis=1) for some, far in zip(_blocks(gain), least, strict=True)
+        ]
+        reached += np.concatenate(counts)
     return np.asarray((reached + 1) / (FLIPS + 1))
 
 
