@@ -11,7 +11,7 @@ SAMPLES ?= 200
 export HF_HUB_OFFLINE := 1
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: demo env test test-fast test-oldest test-ray lint format docs gallery notebooks results support library bench bench-gpu clean help
+.PHONY: demo env test test-fast test-oldest test-ray lint format docs gallery notebooks results support library bench bench-gpu bench-sweeps clean help
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.demo  ## the embedded model, dense and compressed in all three stages: a table, and a picture of what it kept
@@ -48,9 +48,9 @@ $(OLDEST)/.dev: pyproject.toml
 	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check transformers==5.18.0 --editable ".[demo,checkpoints,test]"
 	@touch $@
 
-test-ray: env  ## a real sweep by Ray's launcher, whose packages (400 MB) stand in a folder of their own
+test-ray: env  ## real sweeps by Ray's launcher, whose packages (400 MB) stand in a folder of their own
 	$(PIP) --target $(VENV)/ray "hydra-ray-launcher>=1.2.2,<1.3" "ray>=2.40" "joblib<1.6"
-	PYTHONPATH=$(VENV)/ray RAY_USAGE_STATS_ENABLED=0 $(BIN)/python -m pytest tests/experiment/test_sweep.py -k ray
+	PYTHONPATH=$(VENV)/ray $(BIN)/python -m pytest tests/experiment/test_ray.py
 
 lint: env  ## style and types
 	$(BIN)/ruff check .
@@ -82,6 +82,12 @@ library: env  ## every strategy at 50, 25, 11 and 6 %: records, tables and curve
 bench: env  ## speed and memory of small shapes on the CPU, beside bounds and published code paths; a sweep (10 minutes)
 	$(BIN)/python -m benchmarks.sweep --samples 100
 	$(BIN)/python -m benchmarks.cpu --minutes 8
+
+bench-sweeps: env  ## sweeps and reports: overhead, launchers, kills, ten thousand runs (half an hour)
+	PYTHONPATH=$(VENV)/ray $(BIN)/python -m benchmarks.launchers
+	$(BIN)/python -m benchmarks.overhead
+	$(BIN)/python -m benchmarks.kills
+	$(BIN)/python -m benchmarks.report
 
 bench-gpu: env  ## speed and memory of 7B shapes on a CUDA device (5 minutes on an H200)
 	$(BIN)/python -m benchmarks.gpu --minutes 5

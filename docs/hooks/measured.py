@@ -11,6 +11,7 @@ import comparison
 import depth
 import long_answers
 import performance
+import scale
 import support
 import tables
 from mkdocs.config.defaults import MkDocsConfig
@@ -22,7 +23,12 @@ from tokcomp.experiment.prediction import Prediction, PredictionConfig, predict
 
 _MARK = re.compile(r"<!-- generated: ([\w-]+) -->")
 PRESETS = ("fastv", "mustdrop-192", "mustdrop-128", "mustdrop-64")
-_MISSING = "_Nothing is committed yet: `make results` writes it._"
+_COMMANDS = {
+    "ablation": ablation.COMMAND, "library": "make library", "long-answers": "python docs/long_answers.py",
+    "scale": "make bench-sweeps", "speed-cpu": "make bench", "speed-gpu": "make bench-gpu", "support": "make support",
+    "hard": "python -m benchmarks.depth",
+}  # fmt: skip
+"""What writes the records that a mark stands for, by the mark or its beginning; else it is ``make results``."""
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
@@ -38,6 +44,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         "ablation": lambda: ablation.table(Path(config.docs_dir) / "results" / "stages"),
         "library": lambda: comparison.library(Path(config.docs_dir) / "results" / "library"),
         "long-answers": lambda: long_answers.table(Path(config.docs_dir) / "results" / "long_answers"),
+        "scale": scale.measured,
         "details": lambda: tables.details(entries),
         "flops": flops,
         "support-attach": support.attached,
@@ -47,7 +54,12 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         **depth.TABLES,
         **performance.tables(),
     }
-    return _MARK.sub(lambda match: makers[match[1]]() or _MISSING, markdown)
+    return _MARK.sub(lambda match: makers[match[1]]() or _missing(match[1]), markdown)
+
+
+def _missing(mark: str) -> str:
+    command = next((command for begin, command in _COMMANDS.items() if mark.startswith(begin)), "make results")
+    return f"_Nothing is committed yet: `{command}` writes it._"
 
 
 @cache

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
-import random
-import signal
-import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn
+from hydra.errors import MissingConfigException
+from omegaconf import DictConfig
 
+from benchmarks.kills import disturbed, starter, swept
+from benchmarks.stores import table
 from tokcomp.cli.main import main
 from tokcomp.errors import ConfigurationError
 from tokcomp.experiment.axes import read_axes, refuse_wrong
 from tokcomp.experiment.compose import compose
 from tokcomp.experiment.config import RunConfig
+from tokcomp.experiment.launch import launcher_settings
 from tokcomp.experiment.result import Result
 from tokcomp.experiment.store import Store, key_of
 from tokcomp.experiment.sweep import default_folder, sweep
@@ -30,17 +35,6 @@ def given(untrained: Path, store: Path, *more: str) -> list[str]:
         f"model.path={untrained}", "benchmark.samples=3", "benchmark.max_new_tokens=2", "benchmark.kinds=[count]",
         "measure.timing=false", "measure.memory=false", "device=cpu", f"hydra.sweep.dir={store}", *more,
     ]  # fmt: skip
-
-
-def figures(store: Path) -> dict[str, tuple[float, float, list[str]]]:
-    """What a table of the store shows, by key."""
-    shown = {}
-    for path in Store.existing(store).records():
-        result = Result.read(path)
-        assert result.compressed is not None
-        texts = [sample.compressed for sample in result.samples]
-        shown[path.parent.name] = (result.compressed.accuracy.overall, result.compressed.flops["total"], texts)
-    return shown
 
 
 def test_a_comma_makes_an_axis() -> None:
@@ -85,6 +79,32 @@ def test_a_wrong_part_is_refused_before_any_job(
     assert not (tmp_path / "store" / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("told", "answer"),
+    [
+        ("hydra/launcher=raay", "Could not find 'hydra/launcher/raay'"),
+        ("hydra.launcher.jobs=2", "Could not override 'hydra.launcher.jobs'"),
+    ],
+)
+def test_a_wrong_launcher_is_refused_before_any_job(
+    told: str, answer: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["sweep", "vision=none,tome", told, f"hydra.sweep.dir={tmp_path / 'store'}"]) == 2
+    error = capsys.readouterr().err
+    assert answer in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_launcher_that_is_not_installed_says_what_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def composed(*_: object, **__: object) -> None:
+        raise MissingConfigException("In 'hydra/config': Could not find 'hydra/launcher/ray'\n\nAvailable ...")
+
+    monkeypatch.setattr("hydra.compose", composed)
+    with pytest.raises(ConfigurationError, match=r"hydra/launcher=ray is not installed: pip install 'tokcomp\[ray\]'"):
+        launcher_settings(read_axes(["vision=none,tome", "hydra/launcher=ray"]))
+
+
 def test_presets_are_tried_with_every_stage() -> None:
     with pytest.raises(ConfigurationError, match="'r' is not a setting of vision 'none'"):
         refuse_wrong(read_axes(["preset=tome,fastv", "vision.r=1,2"]))
@@ -109,6 +129,29 @@ def test_a_setting_of_every_option_of_an_axis(untrained: Path, tmp_path: Path) -
     assert (len(ended.done), ended.failed, ended.broken) == (2, {}, None)
     kept = {Result.read(ended.store.folder(key) / "result.json").config["vision"]["keep_ratio"] for key in ended.done}
     assert kept == {0.5}
+
+
+def test_a_combination_is_composed_once_and_its_job_returns_no_configuration(
+    untrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    composed: list[list[str]] = []
+    returned: list[JobReturn] = []
+    launcher: Any = Plugins.instance().class_name_to_class["hydra._internal.core_plugins.basic_launcher.BasicLauncher"]
+    compose_one, launch = ConfigLoaderImpl.load_sweep_config, launcher.launch
+
+    def composing(self: ConfigLoaderImpl, master: DictConfig, sweep_overrides: list[str]) -> DictConfig:
+        composed.append(sweep_overrides)
+        return compose_one(self, master, sweep_overrides)
+
+    def launching(self: Any, *arguments: Any, **named: Any) -> Sequence[JobReturn]:
+        returned.extend(launch(self, *arguments, **named))
+        return returned
+
+    monkeypatch.setattr(ConfigLoaderImpl, "load_sweep_config", composing)
+    monkeypatch.setattr(launcher, "launch", launching)
+    outcome = sweep(given(untrained, tmp_path, *AXES))
+    assert len(outcome.done) == len(composed) == 4
+    assert [(found.cfg, found.hydra_cfg, found.return_value) for found in returned] == [(None, None, "done")] * 4
 
 
 def test_a_failed_run_is_counted_and_made_again(untrained: Path, tmp_path: Path) -> None:
@@ -164,25 +207,11 @@ def test_a_run_that_another_process_makes_is_waited_for(untrained: Path, tmp_pat
     assert execute(store, config, sweep="b", overrides=line, wait=True) == "done"
 
 
-def _sweep_alone(overrides: list[str]) -> None:
-    import torch
-
-    torch.set_num_threads(1)
-    sys_exit = main(["sweep", *overrides])
-    os._exit(sys_exit)
-
-
-def _starter() -> multiprocessing.context.ForkServerContext:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.experiment.test_sweep", "transformers.models.llava.modeling_llava"])
-    return context
-
-
 @pytest.mark.slow
 def test_two_sweeps_on_one_store_share_the_work(untrained: Path, tmp_path: Path) -> None:
-    context = _starter()
+    context = starter()
     line = given(untrained, tmp_path, *AXES, "seed=0,1")
-    both = [context.Process(target=_sweep_alone, args=(line,)) for _ in range(2)]
+    both = [context.Process(target=swept, args=(line,)) for _ in range(2)]
     for process in both:
         process.start()
     for process in both:
@@ -191,26 +220,16 @@ def test_two_sweeps_on_one_store_share_the_work(untrained: Path, tmp_path: Path)
     lines = [json.loads(line) for path in (tmp_path / "journal").iterdir() for line in path.read_text().splitlines()]
     done = [line["key"] for line in lines if line["outcome"] == "done"]
     assert sorted(done) == sorted(set(done)), "no run was made twice"
-    assert len(figures(tmp_path)) == len(done) == 8
+    assert len(table(tmp_path)) == len(done) == 8
 
 
 @pytest.mark.slow
 def test_kills_lose_nothing(untrained: Path, tmp_path: Path) -> None:
-    kills, dice, context = int(os.environ.get("TOKCOMP_KILLS", "4")), random.Random(0), _starter()
-    line = given(untrained, tmp_path / "killed", *AXES, f"seed=range(0,{max(2, kills // 2)})")
-    for _ in range(kills):
-        process = context.Process(target=_sweep_alone, args=(line,))
-        process.start()
-        time.sleep(dice.uniform(0.2, 4.0))
-        if process.pid is not None and process.is_alive():
-            os.kill(process.pid, signal.SIGKILL)
-        process.join()
-        if (tmp_path / "killed" / "store.json").is_file():
-            figures(tmp_path / "killed")  # every record that is there is whole
-    sweep(line)
-    undisturbed = [text for text in line if not text.startswith("hydra")]
-    sweep([*undisturbed, f"hydra.sweep.dir={tmp_path / 'quiet'}"])
-    assert figures(tmp_path / "killed") == figures(tmp_path / "quiet")
+    line = [text for text in given(untrained, tmp_path, *AXES, "seed=0,1") if not text.startswith("hydra")]
+    found = disturbed(line, tmp_path, kills=4)
+    assert found["same"]
+    assert (found["runs"], found["damaged"]) == (8, 0)
+    assert found["records"] == sorted(found["records"]), "no record is lost"
 
 
 @pytest.mark.slow
@@ -219,7 +238,6 @@ def test_kills_lose_nothing(untrained: Path, tmp_path: Path) -> None:
     [
         ("joblib", "hydra_plugins.hydra_joblib_launcher", ["hydra.launcher.n_jobs=2"]),
         ("submitit_local", "submitit", ["hydra.launcher.timeout_min=5"]),
-        ("ray", "hydra_plugins.hydra_ray_launcher", ["+hydra.launcher.ray.init.num_cpus=2"]),
     ],
 )
 def test_launchers_give_the_same_table(
@@ -229,4 +247,4 @@ def test_launchers_give_the_same_table(
     outcome = sweep(given(untrained, tmp_path / launcher, *AXES, f"hydra/launcher={launcher}", *more))
     assert (len(outcome.done), outcome.failed, outcome.broken) == (4, {}, None)
     sweep(given(untrained, tmp_path / "basic", *AXES))
-    assert figures(tmp_path / launcher) == figures(tmp_path / "basic")
+    assert table(tmp_path / launcher) == table(tmp_path / "basic")

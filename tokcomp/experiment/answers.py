@@ -11,7 +11,7 @@ import torch
 
 from tokcomp.benchmarks.base import Sample
 from tokcomp.experiment.load import LoadedModel
-from tokcomp.experiment.tokens import SampleTokens, dense_sample, recorded_sample
+from tokcomp.experiment.tokens import SampleTokens, dense_sample, recorded_samples
 from tokcomp.measure.shape import ModelShape
 from tokcomp.measure.workload import Workload
 from tokcomp.pipeline import Pipeline
@@ -73,11 +73,9 @@ def _answer(loaded: LoadedModel, batch: Sequence[Sample], max_new_tokens: int, s
         counted = _dense(loaded, inputs, shape, [len(sample.images) for sample in batch], news)
     else:
         rows, passes = _rows_after_image(inputs, loaded), ids.shape[1] - 1
-        counted = [
-            recorded_sample(trace.last, sample, shape=shape, pipeline=pipeline, passes=passes,
-                            new_tokens=news[sample], text_rows=rows[sample])
-            for sample in range(len(batch))
-        ]  # fmt: skip
+        counted = recorded_samples(
+            trace.last, shape=shape, pipeline=pipeline, passes=passes, new_tokens=news, text_rows=rows
+        )
         trace.clear()
     return [Answer(text, *taken) for text, taken in zip(loaded.texts(ids), counted, strict=True)]
 

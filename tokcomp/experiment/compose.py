@@ -28,7 +28,7 @@ from tokcomp.experiment.overrides import GROUPS, refuse_unknown, refuse_unreadab
 from tokcomp.experiment.paths import config_dir, config_dirs, option_names
 from tokcomp.registry import REGISTRIES
 
-__all__ = ["VERSION_BASE", "compose", "own_hydra", "register_plugins"]
+__all__ = ["VERSION_BASE", "compose", "first_lines", "own_hydra", "register_plugins"]
 
 VERSION_BASE = "1.3"
 _BY_PATH = (*REGISTRIES, "benchmark")
@@ -129,7 +129,7 @@ def _composed(config_name: str, overrides: Sequence[str]) -> DictConfig:
     try:
         return hydra_compose(config_name, list(overrides))
     except (HydraException, OmegaConfBaseException, ValueError) as error:
-        raise ConfigurationError(_first_lines(error)) from error
+        raise ConfigurationError(first_lines(error)) from error
 
 
 def _plain(config: DictConfig) -> dict[str, Any]:
@@ -139,7 +139,7 @@ def _plain(config: DictConfig) -> dict[str, Any]:
         key = str(error.full_key or "")
         if isinstance(error, MissingMandatoryValue):
             raise ConfigurationError(f"{key} has no default: give {key}=VALUE") from error
-        raise ConfigurationError(f"{key}: {_first_lines(error)}" if key else _first_lines(error)) from error
+        raise ConfigurationError(f"{key}: {first_lines(error)}" if key else first_lines(error)) from error
     if not isinstance(plain, dict):
         return {}
     return {str(key): _with_name(value) if key in _BY_PATH else value for key, value in plain.items()}
@@ -155,7 +155,7 @@ def _with_name(section: Any) -> Any:
     }
 
 
-def _first_lines(error: BaseException) -> str:
+def first_lines(error: BaseException) -> str:
     """Hydra's message with its cause, on one line and without links."""
     texts = [str(error), *([str(error.__cause__)] if error.__cause__ else [])]
     lines = [text.strip().splitlines()[0].strip().rstrip(".") for text in texts if text.strip()]

@@ -36,6 +36,7 @@ Progress = Callable[[str, int | None], Callable[[int], None]]
 
 
 Load = Callable[[RunConfig], LoadedModel]
+Ask = Callable[[RunConfig], Sequence[Sample]]
 Share = Callable[[Callable[[], Reference]], Reference]
 """Given how to make the dense side, gives it: made now, or by an earlier run."""
 
@@ -45,7 +46,7 @@ def _silent(step: str, total: int | None) -> Callable[[int], None]:
 
 
 def run_recorded(config: RunConfig, folder: Path, *, progress: Progress = _silent, load: Load | None = None,
-                 reference: Share | None = None, overrides: Sequence[str] = ()) -> Result:  # fmt: skip
+                 ask: Ask | None = None, reference: Share | None = None, overrides: Sequence[str] = ()) -> Result:  # fmt: skip
     """:func:`run`, with ``result.json`` in ``folder`` whatever happens.
 
     Args:
@@ -53,6 +54,7 @@ def run_recorded(config: RunConfig, folder: Path, *, progress: Progress = _silen
         folder: where the record is written.
         progress: told of every step.
         load: gives the model, for callers that hold one already; None: load it as the configuration says.
+        ask: gives the questions, likewise.
         reference: gives the dense side, for callers that share it between runs; None: make it.
         overrides: the command line that composed ``config``, for the record.
 
@@ -77,7 +79,7 @@ def run_recorded(config: RunConfig, folder: Path, *, progress: Progress = _silen
         return result
 
     try:
-        result = record(status="ok", **run(config, progress=progress, load=load, reference=reference))
+        result = record(status="ok", **run(config, progress=progress, load=load, ask=ask, reference=reference))
     except BaseException as error:  # an interrupted run leaves its record, too
         told = None if isinstance(error, TokcompError) else traceback.format_exc()
         record(status="failed", error=f"{type(error).__name__}: {error}", traceback=told)
@@ -86,7 +88,7 @@ def run_recorded(config: RunConfig, folder: Path, *, progress: Progress = _silen
     return result
 
 
-def run(config: RunConfig, *, progress: Progress = _silent, load: Load | None = None,
+def run(config: RunConfig, *, progress: Progress = _silent, load: Load | None = None, ask: Ask | None = None,
         reference: Share | None = None) -> dict[str, Any]:  # fmt: skip
     """Answer, score and measure both sides; gives the fields of :class:`Result` that they fill.
 
@@ -104,8 +106,9 @@ def run(config: RunConfig, *, progress: Progress = _silent, load: Load | None = 
     with pipeline.attach(loaded.model):
         pass
     torch.manual_seed(config.seed)
-    samples = config.benchmark.load()
+    samples = (ask or _questions)(config)
     dense = (reference or _made)(lambda: dense_reference(config, loaded, samples, progress))
+    torch.manual_seed(config.seed)  # whether questions and reference were made here or before
     compressed = _answers(config, loaded, samples, pipeline, progress("compressed", len(samples)))
     first = samples[: config.benchmark.batch_size]
     timing = None
@@ -138,6 +141,10 @@ def dense_reference(config: RunConfig, loaded: LoadedModel, samples: Sequence[Sa
     memory = _memory(config, loaded, samples[: config.benchmark.batch_size], None, progress)
     side = Side(**_figures(config, loaded, samples, answers, scores), **memory)
     return Reference(texts=[answer.text for answer in answers], scores=scores, side=side)
+
+
+def _questions(config: RunConfig) -> Sequence[Sample]:
+    return config.benchmark.load()
 
 
 def _made(make: Callable[[], Reference]) -> Reference:

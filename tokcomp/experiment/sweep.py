@@ -5,20 +5,18 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tokcomp.errors import ConfigurationError, TokcompError
+from tokcomp.errors import ConfigurationError
 from tokcomp.experiment.axes import Axes, read_axes, refuse_wrong
-from tokcomp.experiment.compose import VERSION_BASE, compose
+from tokcomp.experiment.compose import compose
 from tokcomp.experiment.config import RunConfig
-from tokcomp.experiment.paths import config_dir
+from tokcomp.experiment.launch import launch, launcher_settings
 from tokcomp.experiment.store import Store
-from tokcomp.experiment.worker import execute, job
-from tokcomp.registry import REGISTRIES
+from tokcomp.experiment.worker import execute
 
 __all__ = ["Outcome", "default_folder", "sweep"]
 
@@ -67,11 +65,12 @@ def sweep(overrides: Sequence[str], watch: Callable[[Outcome], None] = lambda ou
         watch: told now and then how far the sweep is.
 
     Raises:
-        ConfigurationError: a part of the sweep that cannot be run (told before any job), or a folder that cannot be
-            written.
+        ConfigurationError: a part of the sweep or a launcher that cannot be used (told before any job), or a folder that
+            cannot be written.
     """
     axes = read_axes(overrides)
     refuse_wrong(axes)
+    settings = launcher_settings(axes)
     given = dict(text.split("=", 1) for text in axes.hydra if text.startswith("hydra.sweep.dir="))
     folder = Path(given.get("hydra.sweep.dir", str(default_folder(axes))).strip("'\"")).absolute()
     if "${" in str(folder):
@@ -82,67 +81,9 @@ def sweep(overrides: Sequence[str], watch: Callable[[Outcome], None] = lambda ou
     name = f"{os.getpid()}-{os.urandom(4).hex()}"
     outcome = Outcome(store, axes.size)
     with _watching(outcome, name, watch):
-        outcome.broken = _launched(axes, folder, name)
+        outcome.broken = launch(axes, settings, folder, name)
     _wait_for_others(outcome, name, watch)
     return outcome
-
-
-def _launched(axes: Axes, folder: Path, name: str) -> str | None:
-    """Hand the sweep to Hydra; what made its launcher give up, or None."""
-    import hydra
-    from hydra.errors import MissingConfigException
-
-    told = [text for text in axes.hydra if not text.startswith("hydra.sweep.dir=")]
-    values = [f"{_key(group)}={','.join(_value(text) for text in group)}" for group in axes.swept.values()]
-    arguments = [*_of_every_run(axes), *values, *told, f"hydra.sweep.dir='{folder}'", "hydra.sweep.subdir=.",
-                 "hydra.output_subdir=null", f"hydra.job.name={name}", "hydra/job_logging=none"]  # fmt: skip
-    with _arguments(["--multirun", *arguments]):
-        try:
-            hydra.main(version_base=VERSION_BASE, config_path=str(config_dir()), config_name="run")(job)()
-        except (KeyboardInterrupt, TokcompError):
-            raise
-        except MissingConfigException as error:
-            lines = [line.strip() for line in str(error).splitlines() if line.strip() and "path=" not in line]
-            raise ConfigurationError(" ".join(lines).removesuffix("Config search path:").strip()) from None
-        except Exception as error:  # a launcher's own: a worker that died, a cluster that does not answer
-            cause = error.__cause__ or error.__context__ or error
-            if isinstance(cause, TokcompError):
-                raise cause from None
-            return " ".join(f"{type(error).__name__}: {error}".split())[:500]
-    return None
-
-
-def _of_every_run(axes: Axes) -> list[str]:
-    """Hydra composes once without the axes, where a setting of an option that an axis chooses is not there yet; as an axis of
-    one value, it comes in with the others."""
-    chosen = {key for key in axes.swept if "." not in key}
-    if {"preset", "experiment"} & chosen:
-        chosen |= set(REGISTRIES)
-    parts = [text.partition("=") for text in axes.fixed]
-    late = [(key, value) for key, _, value in parts if "." in key and key.partition(".")[0] in chosen]
-    return [f"{key}=choice({value})" if (key, value) in late else f"{key}={value}" for key, _, value in parts]
-
-
-def _key(values: Sequence[str]) -> str:
-    return values[0].partition("=")[0]
-
-
-def _value(text: str) -> str:
-    return text.partition("=")[2]
-
-
-@contextlib.contextmanager
-def _arguments(arguments: Sequence[str]) -> Iterator[None]:
-    """Hydra reads ``sys.argv``, and tells its caller of exceptions only where it is asked to."""
-    argv, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
-    sys.argv, os.environ["HYDRA_FULL_ERROR"] = ["tokcomp sweep", *arguments], "1"
-    try:
-        yield
-    finally:
-        sys.argv = argv
-        os.environ.pop("HYDRA_FULL_ERROR")
-        if full is not None:
-            os.environ["HYDRA_FULL_ERROR"] = full
 
 
 @contextlib.contextmanager

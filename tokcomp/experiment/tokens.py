@@ -11,7 +11,7 @@ from tokcomp.measure.workload import Workload, dense_workload, growing_lengths
 from tokcomp.pipeline import Pipeline
 from tokcomp.runner.trace import Record
 
-__all__ = ["SampleTokens", "dense_sample", "recorded_sample"]
+__all__ = ["SampleTokens", "dense_sample", "recorded_samples"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,41 +60,42 @@ def dense_sample(shape: ModelShape, *, image_tokens: int, prompt_tokens: int, im
     return tokens, work
 
 
-def recorded_sample(record: Record, sample: int, *, shape: ModelShape, pipeline: Pipeline, passes: int, new_tokens: int,
-                    text_rows: int) -> tuple[SampleTokens, Workload]:  # fmt: skip
-    """One sample of a recorded batch.
+def recorded_samples(record: Record, *, shape: ModelShape, pipeline: Pipeline, passes: int, new_tokens: Sequence[int],
+                     text_rows: Sequence[int]) -> list[tuple[SampleTokens, Workload]]:  # fmt: skip
+    """Every sample of a recorded batch.
 
     Args:
         record: what the trace holds of the prompt, read after the answer.
-        sample: which sample of the batch.
         shape: the model.
         pipeline: what was attached.
         passes: decoding steps that the batch took.
-        new_tokens: tokens of the sample's answer, its end included: later steps only waited for the other samples.
-        text_rows: text tokens of the sample after its last image.
+        new_tokens: tokens of each sample's answer, its end included: later steps only waited for the other samples.
+        text_rows: text tokens of each sample after its last image.
     """
-    sequence = tuple(layer[sample] for layer in record.sequence_tokens)
-    now = tuple(layer[sample] for layer in record.cache_lengths)
-    read = record.decode_lengths
-    if read:
-        # What a step reads is what was there before it, and its own entry.
-        after_prefill = tuple(layer[sample] - 1 for layer in read[0])
-        decode = tuple(tuple(layer[sample] for layer in step) for step in read[: new_tokens - 1])
-    else:
-        # Nothing leaves in decoding: every step added one entry. A pipeline without strategies tracks no cache.
-        after_prefill = tuple(length - passes for length in now) or sequence
-        decode = growing_lengths(after_prefill, new_tokens)
-    tokens = SampleTokens(
-        image_tokens=record.image_tokens[sample],
-        after_vision=record.after_vision[sample],
-        vision_tokens=tuple(layer[sample] for layer in record.vision_tokens),
-        sequence_tokens=sequence,
-        cache_lengths=after_prefill,
-        new_tokens=new_tokens,
-    )
-    counted = _OneSample(record, sample, tokens, decode)
-    work = workload_from_record(counted, shape, pipeline=pipeline, new_tokens=new_tokens, text_rows=text_rows)
-    return tokens, work
+    now, read = record.cache_lengths, record.decode_lengths or ()  # read once: they are computed for the whole batch
+    found = []
+    for sample, new in enumerate(new_tokens):
+        sequence = tuple(layer[sample] for layer in record.sequence_tokens)
+        if read:
+            # What a step reads is what was there before it, and its own entry.
+            after_prefill = tuple(layer[sample] - 1 for layer in read[0])
+            decode = tuple(tuple(layer[sample] for layer in step) for step in read[: new - 1])
+        else:
+            # Nothing leaves in decoding: every step added one entry. A pipeline without strategies tracks no cache.
+            after_prefill = tuple(layer[sample] - passes for layer in now) or sequence
+            decode = growing_lengths(after_prefill, new)
+        tokens = SampleTokens(
+            image_tokens=record.image_tokens[sample],
+            after_vision=record.after_vision[sample],
+            vision_tokens=tuple(layer[sample] for layer in record.vision_tokens),
+            sequence_tokens=sequence,
+            cache_lengths=after_prefill,
+            new_tokens=new,
+        )
+        counted = _OneSample(record, sample, tokens, decode)
+        work = workload_from_record(counted, shape, pipeline=pipeline, new_tokens=new, text_rows=text_rows[sample])
+        found.append((tokens, work))
+    return found
 
 
 class _OneSample:

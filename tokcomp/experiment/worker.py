@@ -4,10 +4,11 @@ what one run did wrong; what would stop every run (a store that cannot be writte
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tokcomp.benchmarks.base import Sample
 from tokcomp.errors import ConfigurationError, TokcompError
 from tokcomp.experiment.config import RunConfig
 from tokcomp.experiment.load import LoadedModel, load_model
@@ -15,10 +16,12 @@ from tokcomp.experiment.result import UnwritableError
 from tokcomp.experiment.run import run_recorded
 from tokcomp.experiment.store import Store, key_of
 
-__all__ = ["execute", "job", "model_of"]
+__all__ = ["execute", "job", "model_of", "questions_of"]
 
 _held: dict[str, LoadedModel] = {}
 """The model that this process holds, by configuration: one at a time."""
+_asked: dict[str, Sequence[Sample]] = {}
+"""The questions that it holds, likewise."""
 
 
 def model_of(config: RunConfig) -> LoadedModel:
@@ -29,6 +32,15 @@ def model_of(config: RunConfig) -> LoadedModel:
         gc.collect()
         _held[name] = load_model(config.model, device=config.device, dtype=config.torch_dtype)
     return _held[name]
+
+
+def questions_of(config: RunConfig) -> Sequence[Sample]:
+    """The questions of a run; the last ones that were asked for are kept, too."""
+    name = f"{type(config.benchmark).__module__} {config.benchmark.spec()}"
+    if name not in _asked:
+        _asked.clear()
+        _asked[name] = config.benchmark.load()
+    return _asked[name]
 
 
 def execute(store: Store, config: RunConfig, *, sweep: str, overrides: list[str], wait: bool = False) -> str:
@@ -62,6 +74,7 @@ def execute(store: Store, config: RunConfig, *, sweep: str, overrides: list[str]
                 config,
                 store.folder(key),
                 load=model_of,
+                ask=questions_of,
                 reference=lambda make: store.reference(config, make),
                 overrides=overrides,
             )
