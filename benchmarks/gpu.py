@@ -112,18 +112,18 @@ def full(bench: Bench, small: Shape, large: Shape, qwen: Shape) -> None:
     step("build 7b again", 5, lambda: bench.load(small))
     tiles = tuple(large.tiles * n // 20 for n in (4, 8, 20, 40, 80)) if large.tiles > 1 else (1, 2)
     grow_with_tokens(bench.plan, bench.model, small, tiles, bench.log, text=TEXT, seconds=6)
-    step("answers small b1", 28, lambda: cell(small, 1).answers(
-        bench.some(*MAIN), new_tokens=NEW_TOKENS, repeats=1, seconds=10, warmup=0))  # fmt: skip
-    step("prefill large b16", 30, lambda: bench.prefill(large, 16, repeats=2, seconds=12, pipelines=bench.some(*MAIN)))
+    grow_with_layers(bench.plan, small, (4, 8, 16, 32), bench.log, bench.device, bench.dtype, text=TEXT, seconds=4)
+    step("prefill large b16", 25, lambda: bench.prefill(large, 16, repeats=2, seconds=12, pipelines=bench.some(*MAIN)))
     grow_with_batch(bench.plan, bench.model, small, (1, 4, 16, 64), bench.log, text=TEXT, seconds=6)
-    step("prefill small b4", 10, lambda: bench.prefill(small, 4, seconds=5))
+    step("answers small b1", 30, lambda: cell(small, 1).answers(
+        bench.some(*MAIN), new_tokens=NEW_TOKENS, repeats=1, seconds=10, warmup=0))  # fmt: skip
+    step("prefill small b4", 9, lambda: bench.prefill(small, 4, seconds=5))
     step("prefill large b1", 9, lambda: bench.prefill(large, 1, seconds=6))
-    step("attainable small b1", 5, lambda: cell(small, 1).attainable(bench.pipelines, repeats=5, seconds=3))
-    step("decode large b4", 20, lambda: cell(large, 4).decode_beside_equal_length(
+    step("attainable small b1", 3, lambda: cell(small, 1).attainable(bench.pipelines, repeats=5, seconds=3))
+    step("decode large b4", 16, lambda: cell(large, 4).decode_beside_equal_length(
         bench.some(*MAIN[:3]), new_tokens=24, repeats=2, seconds=2))  # fmt: skip
     step("answers large b4", 30, lambda: cell(large, 4).answers(
         bench.some(*MAIN[:3]), new_tokens=NEW_TOKENS, repeats=1, seconds=10, warmup=0))  # fmt: skip
-    grow_with_layers(bench.plan, small, (4, 8, 16, 32), bench.log, bench.device, bench.dtype, text=TEXT, seconds=6)
 
 
 def smoke(bench: Bench, small: Shape, large: Shape) -> None:

@@ -159,7 +159,8 @@ class CompressedLayer(Columns, DynamicLayer):
             at = at - self.offset[:, None]
         phase = at[:, None] if at.dim() == 2 else at.permute(1, 2, 0)[:, None]
         valid = None if sequence.valid is None else sequence.valid[:, None]
-        self.append_entries(request.start + sequence.index[:, None], valid, phase)
+        index = sequence.index[:, None]
+        self.append_entries(request.start + index if request.start else index, valid, phase)
         self.before, self.dense = self.length, self.dense and sequence.length == columns
         self.request, self.initial, self.offset, self.rows = request, initial, offset, rows
         self.kin, self.arriving = kin, columns

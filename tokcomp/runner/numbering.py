@@ -78,13 +78,12 @@ class Numbering:
         their slots."""
         valid = layer.valid
         start = self.decoder.first_position
-        if valid is not None:
-            layer.offset = layer.following() - filled(valid, layer.length).sum(dim=-1).amax(dim=-1) - start
-        else:  # one tensor for all, so that they share their rotary tables
-            name = ("offset", layer.length, layer.keys.device)
-            if name not in shared:
-                shared[name] = layer.following() - layer.length - start
-            layer.offset = shared[name]
+        # One tensor for all that hold the same tokens, so that they share their rotary tables.
+        name = ("offset", None if valid is None else layer.kin, layer.length, layer.keys.device)
+        if name not in shared or (valid is not None and layer.kin is None):
+            held = layer.length if valid is None else filled(valid, layer.length).sum(dim=-1).amax(dim=-1)
+            shared[name] = layer.following() - held - start
+        layer.offset = shared[name]
         if before is None:
             return []
         found = None if layer.kin is None else shared.get(("turns", layer.kin))

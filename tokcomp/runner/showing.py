@@ -94,10 +94,13 @@ def joined(group: list[tuple[CompressedLayer, Observed]]) -> Observed:
 
 def _initial(layers: list[CompressedLayer]) -> Tensor:
     """Vision entries that the prefill wrote of each row ``[layers * b]``."""
-    one, many = layers[0], len(layers)
-    if all(layer.initial is one.initial and layer.rows is one.rows for layer in layers):
-        return one.initial[one.rows].repeat(many) if many > 1 else one.initial[one.rows]
-    return torch.cat([layer.initial[layer.rows] for layer in layers])
+    found: dict[tuple[int, int], Tensor] = {}
+    for layer in layers:
+        name = id(layer.initial), id(layer.rows)
+        if name not in found:
+            found[name] = layer.initial[layer.rows]
+    each = [found[id(layer.initial), id(layer.rows)] for layer in layers]
+    return each[0] if len(each) == 1 else torch.cat(each)
 
 
 def _over_held(rows: Callable[[], Iterator[tuple[Tensor, Tensor]]], length: int) -> Iterator[tuple[Tensor, Tensor]]:
