@@ -11,6 +11,8 @@ from huggingface_hub import errors as hub
 from transformers import AutoProcessor
 
 from tests.measure.tiny_models import llava, qwen
+from tests.models.families import families, models
+from tokcomp import Pipeline
 from tokcomp.errors import ConfigurationError
 from tokcomp.experiment import checkpoint
 from tokcomp.experiment.compose import compose
@@ -61,6 +63,17 @@ def test_random_weights_of_a_folder(tmp_path: Path) -> None:
     assert not model.training
 
 
+OTHERS = (
+    "qwen3_vl",
+    "internvl",
+    "smolvlm",
+    "gemma3",
+    "paligemma",
+    "llava_next",
+    "llava_onevision",
+    "mistral3",
+    "glm4v",
+)
 FAMILIES = {"llava": llava, "llava, siglip": lambda: llava("qwen2", "siglip"), "qwen2_vl": lambda: qwen("qwen2_vl"),
             "qwen2_5_vl": lambda: qwen("qwen2_5_vl")}  # fmt: skip
 
@@ -80,6 +93,26 @@ def test_a_small_checkpoint_of_each_layout_is_loaded_from_its_folder(
     for (name, one), (other, two) in zip(saved.named_parameters(), loaded.named_parameters(), strict=True):
         assert name == other
         assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("family", OTHERS)
+def test_a_checkpoint_of_every_layout_is_loaded_from_its_folder_and_compressed(family: str, tmp_path: Path) -> None:
+    """As above, for the families with a tower, a projector or a decoder of their own; what was loaded is then compressed."""
+    saved, sample = models(family), families()[family].sample(2, 0)
+    saved.save_pretrained(tmp_path)
+    loaded = trained_model(ModelConfig(name="mine", path=str(tmp_path)), "cpu", torch.float32)
+    assert type(loaded) is type(saved)
+    for (name, one), (other, two) in zip(saved.named_parameters(), loaded.named_parameters(), strict=True):
+        assert name == other
+        assert torch.equal(one, two)
+    logits, kept = [], []
+    for model in (saved, loaded):
+        with Pipeline("uniform", {"name": "fastv", "layer": 2}).attach(model) as trace, torch.no_grad():
+            logits.append(model(**sample).logits)
+        kept.append(trace.last.kept[-1][0])
+    assert 0 < len(kept[0]) < trace.last.image_tokens[0]
+    assert torch.equal(*kept)
+    torch.testing.assert_close(*logits)
 
 
 def wrapped(error: BaseException) -> Any:

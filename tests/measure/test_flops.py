@@ -214,3 +214,15 @@ def test_images_need_a_tower() -> None:
     shape = ModelShape.from_config(LlamaConfig(**TEXT))
     with pytest.raises(ConfigurationError, match="no vision tower"):
         dense_workload(shape, image_tokens=16, text_tokens=4)
+
+
+def test_a_window_bounds_what_a_row_attends_to() -> None:
+    shape = named_shape("gemma3-4b")
+    assert shape.windows[:7] == (1024,) * 5 + (None, 1024)
+    layers = count(shape, Workload(layer_tokens=(3000,) * shape.layers, decode_lengths=((3001,) * shape.layers,)))
+    heads = shape.heads * shape.head_dim
+    # The rectangle of queries and keys, 2 * 2 * q * k * head_dim per head, of which a window leaves 1024 keys.
+    assert layers.prefill_layers[5] - layers.prefill_layers[0] == 4 * 3000 * (3000 - 1024) * heads
+    assert layers.decode_layers[5] - layers.decode_layers[0] == 4 * (3001 - 1024) * heads
+    within = count(shape, Workload(layer_tokens=(1000,) * shape.layers))
+    assert len(set(within.prefill_layers)) == 1

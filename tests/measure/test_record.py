@@ -6,7 +6,10 @@ from typing import Any
 import pytest
 import torch
 
+from tests.measure.tiny_models import counted
+from tests.models.families import families
 from tokcomp.errors import ConfigurationError
+from tokcomp.measure.flops import count
 from tokcomp.measure.record import workload_from_record
 from tokcomp.measure.schedule import expected_workload
 from tokcomp.measure.shape import ModelShape, named_shape
@@ -106,3 +109,16 @@ def test_other_numbers_of_steps_are_refused() -> None:
     assert workload_from_record(record, SHAPE, new_tokens=2).decode_lengths == ((641,) * 4,)
     with pytest.raises(ConfigurationError, match="holds 1 decoding steps, but 4 new tokens take 3"):
         workload_from_record(record, SHAPE, new_tokens=4)
+
+
+@pytest.mark.parametrize("family", ["llava_onevision", "llava_onevision_scaled", "llava_next"])
+def test_tiles_are_counted_one_by_one(family: str) -> None:
+    """Attention stays within a tile, also where the tokens of an image lie across its tiles."""
+    model, sample = families()[family].model("eager"), families()[family].sample(1, 0)
+    with Pipeline().attach(model) as trace:
+        total, _ = counted(lambda: model(**sample))
+    tiles = sample["pixel_values"].flatten(0, -4).shape[0]
+    assert trace.last.rows_of == (tiles,)
+    assert tiles > 1
+    work = workload_from_record(trace.last, ModelShape.from_config(model.config), logits_rows=None)
+    assert count(model.config, work).total == total

@@ -65,9 +65,17 @@ def _shown(console: Console, trials: int) -> Iterator[Callable[[Searched], None]
 
     columns = (TextColumn("trials"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"),
                TimeRemainingColumn())  # fmt: skip
-    with Progress(*columns, console=console, speed_estimate_period=600) as bars:
-        task = bars.add_task("trials", total=trials)
-        yield lambda found: bars.update(task, completed=found.trials)
+    bars = Progress(*columns, console=console, speed_estimate_period=600)
+    task = bars.add_task("trials", total=trials)
+
+    def watch(found: Searched) -> None:
+        bars.start()  # not before the search has accepted what it was given
+        bars.update(task, completed=found.trials)
+
+    try:
+        yield watch
+    finally:
+        bars.stop()
 
 
 def _print_front(console: Console, folder: Path, cost: str) -> None:

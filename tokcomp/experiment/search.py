@@ -151,7 +151,7 @@ def search(overrides: Sequence[str], folder: Path, *, trials: int, cost: str = "
         trials: how many in all.
         cost: what is to be low while accuracy is high: one of :data:`COSTS`, as a share of the dense model's.
         seed: of the sampler.
-        watch: told after every trial.
+        watch: told when the search begins, and after every trial.
 
     Raises:
         ConfigurationError: optuna is missing, a wrong space or cost, a folder that holds another search.
@@ -166,6 +166,7 @@ def search(overrides: Sequence[str], folder: Path, *, trials: int, cost: str = "
     _put_back(study)
     name = f"search-{os.getpid()}"
     found.trials = _ended(study)
+    watch(found)
     for ended in range(_ended(study), trials):
         trial = study.ask()
         line = space.overrides(trial)

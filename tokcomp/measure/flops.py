@@ -4,8 +4,9 @@ The convention is that of ``torch.utils.flop_counter.FlopCounterMode``, against 
 a multiply-add is 2 FLOPs; only matrix products and convolutions count (no norms, activations, softmax, rotations,
 biases or embeddings look-ups); attention is the full rectangle of queries and keys, ``2 * 2 * q * k * head_dim`` per
 query head, with no discount for the causal triangle. Padding of a batch is not work: count each sample by itself and
-add. What a strategy computes by itself (matching, clustering) is not counted either; the attention scores that are
-computed only for a strategy are, as ``selection``.
+add. A layer with a window attends to that many keys at most, as kernels that know windows compute it (a mask over
+full rows makes the full rectangle). What a strategy computes by itself (matching, clustering) is not counted either;
+the attention scores that are computed only for a strategy are, as ``selection``.
 
 LLaVA-1.5-7B with 576 image and 64 text tokens, logits for all rows: 9.0782 TFLOPs (tower 0.3819, projector 0.0242,
 language model 8.5040, head 0.1681).
@@ -115,8 +116,12 @@ def count(model: ModelShape | Any, workload: Workload) -> FlopCount:
         tower_blocks=blocks,
         tower_head=head,
         projector=projector,
-        prefill_layers=tuple(_layer(shape, tokens, tokens) for tokens in workload.layer_tokens),
-        decode_layers=tuple(sum(_layer(shape, 1, step[layer]) for step in steps) for layer in range(shape.layers)),
+        prefill_layers=tuple(
+            _layer(shape, tokens, shape.reach(layer, tokens)) for layer, tokens in enumerate(workload.layer_tokens)
+        ),
+        decode_layers=tuple(
+            sum(_layer(shape, 1, shape.reach(layer, step[layer])) for step in steps) for layer in range(shape.layers)
+        ),
         prefill_head=workload.logits_rows * row,
         decode_head=len(steps) * row,
         selection=sum(_scores(shape, work) for work in workload.scores),

@@ -67,6 +67,8 @@ class ModelShape:
         feature_block: tower block whose output the projector gets, from 0 (-1: the embeddings); None where it gets the
             outputs of several.
         feature_prefix: the prefix tokens go through the projector too.
+        windows: per layer of the language model how many tokens back it sees (its own counted), None for all; empty: no layer
+            has a window.
     """
 
     family: str
@@ -84,6 +86,12 @@ class ModelShape:
     merge: int = 1
     feature_block: int | None = None
     feature_prefix: bool = False
+    windows: tuple[int | None, ...] = ()
+
+    def reach(self, layer: int, tokens: float) -> float:
+        """Of ``tokens`` that a layer could see, those within its window."""
+        window = self.windows[layer] if self.windows else None
+        return tokens if window is None else min(tokens, window)
 
     @classmethod
     def from_config(cls, config: Any) -> ModelShape:
@@ -153,7 +161,7 @@ _LANGUAGE_MODELS = (
     "llama", "mistral", "qwen2", "qwen3", "qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text", "glm4v_text", "gemma2",
     "gemma3_text", "cohere2",
 )  # fmt: skip
-"""Language models with gated MLPs and no experts. A layer's window is not counted: within it the counts are exact."""
+"""Language models with gated MLPs and no experts."""
 
 
 @family("llama", "mistral", "qwen2", "qwen3")
@@ -173,7 +181,19 @@ def _language_model(config: Any) -> ModelShape:
         head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
         vocab=config.vocab_size,
         tied=bool(getattr(config, "tie_word_embeddings", False)),
+        windows=_windows(config),
     )
+
+
+def _windows(config: Any) -> tuple[int | None, ...]:
+    """By the same rule as :func:`tokcomp.models.causal.decoder_of`."""
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None)
+    if kinds is None:
+        kinds = ["full_attention" if window is None else "sliding_attention"] * config.num_hidden_layers
+    if window is None or "sliding_attention" not in kinds:
+        return ()
+    return tuple(window if kind == "sliding_attention" else None for kind in kinds[: config.num_hidden_layers])
 
 
 _VISION_TOWERS = {

@@ -40,8 +40,8 @@ class Tower:
         blocks: its transformer blocks.
         n_prefix: tokens before the patches inside the tower (CLS, registers).
         has_cls: whether the first prefix token is a trained CLS token.
-        feature_block: number of the block whose output the model selects as image features; None when the model mixes
-            several layers.
+        feature_block: number of the block whose output the model selects as image features, the deepest where it mixes those
+            of several layers.
         entry: the module whose input is one state per unit, as deep in the projector as units go back: the projector
             itself where it works token by token, what follows the folding of patches where it folds them.
         exit: the module whose output is one state of the language model's width per unit.
@@ -59,7 +59,7 @@ class Tower:
     blocks: Sequence[TowerBlock]
     n_prefix: int
     has_cls: bool
-    feature_block: int | None
+    feature_block: int
     entry: nn.Module
     exit: nn.Module
     layout: Callable[[Call], Layout]

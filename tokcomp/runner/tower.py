@@ -65,8 +65,7 @@ class VisionStage:
         self._local = threading.local()
 
     def _is_late(self, site: Site) -> bool:
-        last = self.tower.feature_block
-        return site.layer is not None and last is not None and site.layer > last
+        return site.layer is not None and site.layer > self.tower.feature_block
 
     # -- installation ------------------------------------------------------------------------------------------------
 
@@ -90,13 +89,12 @@ class VisionStage:
             hooks.switch(tower.config)
         for number in sorted(watched):
             hooks.observe(tower.blocks[number].attention, self._observer(number))
-        if tower.feature_block is not None:
-            acting = (site.layer for site in self.sites if site.layer is not None)
-            last = max([tower.feature_block, *self.observed, *acting])
-            if Signal.CLS_TOKEN in self.reducer.signals() and tower.has_cls and not tower.sealed:
-                hooks.after(tower.blocks[tower.feature_block].module, self._note_cls)
-            for number, block in enumerate(tower.blocks):
-                self._install_block(hooks, number, block, last)
+        acting = (site.layer for site in self.sites if site.layer is not None)
+        last = max([tower.feature_block, *self.observed, *acting])
+        if Signal.CLS_TOKEN in self.reducer.signals() and tower.has_cls and not tower.sealed:
+            hooks.after(tower.blocks[tower.feature_block].module, self._note_cls)
+        for number, block in enumerate(tower.blocks):
+            self._install_block(hooks, number, block, last)
 
     def _install_block(self, hooks: Hooks, number: int, block: TowerBlock, last_needed: int) -> None:
         if number > last_needed:
@@ -137,7 +135,7 @@ class VisionStage:
         elsewhere = {block for block in looks_at if block is not None}
         own = set(self.sites) if None in looks_at else set()
         features = {self.tower.feature_block for site in own if site.layer is None}
-        lasting = elsewhere | {block for block in features if block is not None}
+        lasting = elsewhere | features
         self.lasting = frozenset(lasting)
         self.observed = frozenset(lasting | {site.layer for site in own if site.layer is not None})
 

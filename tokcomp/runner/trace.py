@@ -171,16 +171,22 @@ class Record:
     @property
     def rows_of(self) -> tuple[int, ...]:
         """Rows of the vision tower (images, tiles of large images, frames) of each sample."""
-        return tuple(len(rows) for rows in self._request.rows_of)
+        return tuple(sum(self._tiles(*row) for row in rows) for rows in self._request.rows_of)
 
     @cached_property
     def tower_tokens(self) -> tuple[tuple[int, ...], ...]:
         """Per tower block, the tokens that enter it of every row of the batch (see ``rows_of``), prefix included."""
         request = self._request
         blocks = len(request.images[0].block_tokens) if request.images else 0
-        rows = [row for sample in request.rows_of for row in sample]
+
+        def each(block: int, call: int, row: int) -> list[int]:
+            images, tiles = request.images[call], self._tiles(call, row)
+            prefix = _row(images.block_tokens[block], row) - images.patches[row] if tiles > 1 else 0
+            return [(_row(images.block_tokens[block], row) - prefix) // tiles + prefix] * tiles
+
         return tuple(
-            tuple(_row(request.images[call].block_tokens[block], row) for call, row in rows) for block in range(blocks)
+            tuple(count for rows in request.rows_of for row in rows for count in each(block, *row))
+            for block in range(blocks)
         )
 
     @cached_property
@@ -188,8 +194,17 @@ class Record:
         """Tokens of every row of the batch (see ``rows_of``) that the projector computes."""
         request = self._request
         return tuple(
-            _row(request.images[call].projected_tokens, row) for sample in request.rows_of for call, row in sample
+            _row(request.images[call].projected_tokens, row) // self._tiles(call, row)
+            for sample in request.rows_of
+            for call, row in sample
+            for _ in range(self._tiles(call, row))
         )
+
+    def _tiles(self, call: int, row: int) -> int:
+        """How many rows of the tower one row of a token table is: more than one where units lie across the tiles of an image,
+        which nothing can leave inside the tower."""
+        layout = self._request.images[call].layout
+        return len(layout.pixels[row]) if layout.regrouped and layout.pixels is not None else 1
 
     @property
     def decode_lengths(self) -> tuple[tuple[PerSample, ...], ...] | None:

@@ -56,13 +56,6 @@ def refuse_unmet(tower: Tower, reducer: VisionReducer, sites: Sequence[Site], fa
         raise CompatibilityError(
             f"{who} puts the CLS token among the tokens, and several images, tiles or frames have one each: use another strategy"
         )
-    if tower.feature_block is None and (
-        inside or looks_inside(reducer.signals()) or Signal.CLS_TOKEN in reducer.signals()
-    ):
-        raise CompatibilityError(
-            f"{who} acts inside the vision tower, but this model mixes the features of several tower layers; use a "
-            "strategy that acts on the features or after the projector and needs no attention"
-        )
 
 
 def refuse_split_units(tower: Tower, layout: Layout, who: str, kind: str, family: str) -> None:
