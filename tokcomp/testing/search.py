@@ -30,7 +30,7 @@ class Search:
     """Tries a test on the known situations of a space, then on drawn ones, and shrinks what fails.
 
     Args:
-        examples: how many situations are drawn.
+        examples: how many situations are drawn; 0: the known ones alone, and no smaller one is looked for.
     """
 
     def __init__(self, examples: int = 25) -> None:
@@ -47,7 +47,7 @@ class Search:
             before = len(causes)
             breach = _breach(test, situation, causes)
             if breach is not None:
-                smaller = self._drawn(space, test, max(self.examples, _SHRINKING), [])
+                smaller = self._drawn(space, test, max(self.examples, _SHRINKING), []) if self.examples else None
                 first = Found(breach, situation)
                 raise smaller if smaller is not None and smaller.situation.size < situation.size else first
             decided += len(causes) == before
