@@ -82,6 +82,7 @@ def test_a_module_stands_for_every_strategy_that_it_registers(folder: Path, caps
     assert "prefill=kit_first_half breaks the rule 'device'" in out
     assert "to do: create tensors with device=view.device" in out
     assert "2 strategies checked, 1 of them with findings" in out
+    assert [path.name for path in folder.iterdir()] == ["kit_plugin"], "it leaves nothing behind"
 
 
 def test_a_class_and_a_file_can_be_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -95,10 +96,20 @@ def test_a_class_and_a_file_can_be_named(folder: Path, capsys: pytest.CaptureFix
 
 
 def test_a_whole_contract_of_a_registered_strategy(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["check", "vision/fastervlm", "--examples", "2"]) == 0
+    assert main(["check", "vision/fastervlm", "--examples", "1"]) == 0
     out = capsys.readouterr().out
     assert "vision=fastervlm: 19 rules kept, none broken" in out
     assert "measured: operations: " in out
+
+
+def test_one_that_cannot_be_checked_stops_no_other(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    needy = PLUGIN.replace("step: int = Field(default=2,", "step: int = Field(").replace("kit_", "kit_needy_")
+    (folder / "kit_plugin" / "needy.py").write_text(needy)
+    assert main(["check", "kit_plugin.needy", *QUICK, "--rule", "pickle"]) == 2
+    out = capsys.readouterr().out
+    assert "vision=kit_needy_every_nth: not checked: EveryNth cannot be checked with its defaults (step)" in out
+    assert "prefill=kit_needy_first_half: 1 rule kept, none broken" in out
+    assert "1 strategy checked, no findings; 1 could not be checked" in out
 
 
 def test_the_rules_are_listed(capsys: pytest.CaptureFixture[str]) -> None:

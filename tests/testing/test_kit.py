@@ -13,7 +13,8 @@ from pydantic import Field
 
 from tokcomp import Selection, Site, VisionReducer
 from tokcomp.errors import ConfigurationError
-from tokcomp.testing import RULES, check_strategy, checks_of, contract, parametrize_with_checks
+from tokcomp.stages import resolve_layer
+from tokcomp.testing import RULES, ContractError, check_strategy, checks_of, contract, parametrize_with_checks
 
 
 class EveryOther(VisionReducer):
@@ -92,3 +93,37 @@ def test_every_rule_has_a_check_and_says_what_it_asks() -> None:
 
     assert list(CHECKS) == list(RULES)
     assert all(rule.text and rule.link == f"docs/contract.md#{name}" for name, rule in RULES.items())
+
+
+class Lost(EveryOther):
+    """Does not know where it acts."""
+
+    def sites(self, depth: int) -> tuple[Site, ...]:
+        return (Site.block(depth // 0),)
+
+
+class TooDeep(EveryOther):
+    """Acts where few models have a block."""
+
+    def sites(self, depth: int) -> tuple[Site, ...]:
+        return (Site.block(resolve_layer(20, depth, what="block")),)
+
+
+def test_whatever_a_strategy_raises_is_a_finding_and_its_own_traceback_is_kept() -> None:
+    check = next(checks_of(Lost, ["places"]))
+    with pytest.raises(ContractError, match="ZeroDivisionError was raised") as caught:
+        check(Lost)
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+    assert not check_strategy(Lost, examples=0).kept[0].name.startswith("selection")
+
+
+def test_fields_that_fit_no_small_model_leave_rules_unchecked() -> None:
+    report = check_strategy(TooDeep, ["selection", "places", "model"], examples=0)
+    assert report.ok
+    assert "beyond this model's 4" in report.unchecked["selection"]
+    assert [rule.name for rule in report.kept] == ["places"]
+    assert "1 rule kept, 2 not checked, none broken" in report.text()
+
+
+def test_a_rule_of_another_stage_does_not_apply() -> None:
+    assert check_strategy(EveryOther, ["future"]).text() == "vision=EveryOther: no such rule applies to it"

@@ -12,6 +12,7 @@ examples:
 from __future__ import annotations
 
 import argparse
+import tempfile
 
 from tokcomp.errors import ConfigurationError
 
@@ -19,6 +20,8 @@ __all__ = ["add_arguments", "execute"]
 
 FOUND = 1
 """Exit status where a rule is broken."""
+LEFT_OUT = 2
+"""Exit status where none is, but something could not be checked."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(options: argparse.Namespace) -> int:
+    from tokcomp.testing.extra import hypothesis_home
     from tokcomp.testing.rules import RULES, find_rules
 
     if options.rules:
@@ -43,22 +47,36 @@ def execute(options: argparse.Namespace) -> int:
     if options.examples is not None and options.examples < 0:
         raise ConfigurationError(f"--examples={options.examples}: give 0 or more")
     find_rules(options.rule)
-    return _checked(options)
+    with tempfile.TemporaryDirectory() as folder, hypothesis_home(folder):
+        return _checked(options)
 
 
 def _checked(options: argparse.Namespace) -> int:
+    from tokcomp.testing.instances import UncheckableError
     from tokcomp.testing.kit import EXAMPLES, check_strategy
     from tokcomp.testing.targets import every_strategy, find_strategies
 
     strategies = every_strategy() if options.all else [cls for name in options.targets for cls in find_strategies(name)]
-    broken = 0
+    examples = EXAMPLES if options.examples is None else options.examples
+    broken = left_out = 0
     for strategy in strategies:
-        report = check_strategy(
-            strategy, options.rule, examples=EXAMPLES if options.examples is None else options.examples
-        )
+        try:
+            report = check_strategy(strategy, options.rule, examples=examples)
+        except UncheckableError as error:
+            if len(strategies) == 1:
+                raise
+            left_out += 1
+            print(f"{strategy.stage}={strategy.name}: not checked: {error}", flush=True)
+            continue
         broken += not report.ok
         print(report.text(verbose=options.verbose or len(strategies) == 1), flush=True)
     if len(strategies) > 1:
-        print(f"{len(strategies)} strategies checked, {broken} of them with findings" if broken else
-              f"{len(strategies)} strategies checked, no findings")  # fmt: skip
-    return FOUND if broken else 0
+        print(_summary(len(strategies) - left_out, broken, left_out))
+    return FOUND if broken else LEFT_OUT if left_out else 0
+
+
+def _summary(checked: int, broken: int, left_out: int) -> str:
+    found = f"{broken} of them with findings" if broken else "no findings"
+    return f"{checked} strateg{'y' if checked == 1 else 'ies'} checked, {found}" + (
+        f"; {left_out} could not be checked" if left_out else ""
+    )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 
 from tokcomp.errors import ConfigurationError
 
-__all__ = ["hypothesis", "hypothesis_strategies"]
+__all__ = ["hypothesis", "hypothesis_home", "hypothesis_strategies"]
 
 
 def hypothesis() -> ModuleType:
@@ -30,3 +32,16 @@ def hypothesis_strategies() -> ModuleType:
     from hypothesis import strategies
 
     return strategies
+
+
+@contextmanager
+def hypothesis_home(folder: str) -> Iterator[None]:
+    """The package's own notes go into ``folder``, not into the working folder."""
+    hypothesis()
+    from hypothesis import configuration
+
+    configuration.set_hypothesis_home_dir(folder)
+    try:
+        yield
+    finally:
+        configuration.set_hypothesis_home_dir(None)

@@ -10,30 +10,34 @@ from pydantic import ValidationError
 from tokcomp.errors import ConfigurationError
 from tokcomp.stages import Strategy
 
-__all__ = ["fresh", "instance", "title"]
+__all__ = ["UncheckableError", "fresh", "instance", "title"]
+
+
+class UncheckableError(ConfigurationError):
+    """Something that cannot be held against the contract as it was given."""
 
 
 def instance(strategy: Any) -> Strategy:
     """A strategy object from a class or an object.
 
     Raises:
-        ConfigurationError: it is no strategy, is abstract, or has fields that must be given.
+        UncheckableError: it is no strategy, is abstract, or has fields that must be given.
     """
     if isinstance(strategy, Strategy):
         return strategy
     if not (isinstance(strategy, type) and issubclass(strategy, Strategy)):
-        raise ConfigurationError(
+        raise UncheckableError(
             "expected a strategy (a subclass of VisionReducer, PrefillFilter or CachePolicy, or an object of one), got "
             f"{strategy!r}"
         )
     if inspect.isabstract(strategy):
         missing = ", ".join(sorted(strategy.__abstractmethods__))
-        raise ConfigurationError(f"{strategy.__qualname__} cannot be checked: it does not define {missing}")
+        raise UncheckableError(f"{strategy.__qualname__} cannot be checked: it does not define {missing}")
     try:
         return strategy()
     except ValidationError as error:
         fields = ", ".join(str(problem["loc"][0]) for problem in error.errors() if problem["loc"])
-        raise ConfigurationError(
+        raise UncheckableError(
             f"{strategy.__qualname__} cannot be checked with its defaults ({fields or error}): give an object with these fields "
             "to check_strategy or parametrize_with_checks"
         ) from error

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tokcomp.errors import CompatibilityError
 from tokcomp.stages import Strategy
 from tokcomp.testing.benches import BENCHES
 from tokcomp.testing.checks import CHECKS
@@ -36,16 +37,29 @@ class Check:
             ContractError: the rule is broken.
             Unchecked: it could not be checked.
         """
+        __tracebackhide__ = True  # pytest then ends the traceback at the test
         subject = instance(strategy)
-        name = title(subject)
         try:
-            figures = CHECKS[self.rule.name](fresh(subject), BENCHES[subject.stage], Search(self.examples))
-        except Found as found:
-            finding = Finding(name, self.rule, found.breach.what, found.breach.do, str(found.situation))
-            raise ContractError(finding) from found.breach
-        except Breach as breach:
-            raise ContractError(Finding(name, self.rule, breach.what, breach.do)) from breach
-        return figures or {}
+            return CHECKS[self.rule.name](fresh(subject), BENCHES[subject.stage], Search(self.examples)) or {}
+        except Unchecked:
+            raise
+        except CompatibilityError as refusal:
+            raise Unchecked(f"these fields do not fit a model of this size: {refusal}") from None
+        except Exception as error:
+            finding, cause = self._finding(title(subject), error)
+            raise ContractError(finding) from cause
+
+    def _finding(self, name: str, error: Exception) -> tuple[Finding, BaseException | None]:
+        """What an exception tells, and the strategy's own exception behind it."""
+        example = str(error.situation) if isinstance(error, Found) else ""
+        breach = error.breach if isinstance(error, Found) else error
+        if isinstance(breach, Breach):
+            crash = breach.__cause__
+            return Finding(name, self.rule, breach.what, breach.do, example), getattr(crash, "error", crash)
+        what = f"while the rule was checked, {type(error).__name__} was raised: {' '.join(str(error).split())}"
+        return Finding(
+            name, self.rule, what, "run the check as a test (tokcomp.testing.contract) to see the traceback"
+        ), error
 
     def __repr__(self) -> str:
         return self.rule.name

@@ -56,6 +56,7 @@ class _Case(Check):
     """A check that pytest counts as skipped where it cannot be made."""
 
     def __call__(self, strategy: Strategy | type[Strategy]) -> dict[str, str]:
+        __tracebackhide__ = True
         try:
             return super().__call__(strategy)
         except Unchecked as cause:

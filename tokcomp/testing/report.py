@@ -86,8 +86,11 @@ class Report:
 
     def text(self, *, verbose: bool = True) -> str:
         """The report in words; ``verbose``: with what was measured, not checked and departed from."""
-        broken = f"{len(self.findings)} broken" if self.findings else "none broken"
-        head = f"{self.strategy}: {len(self.kept)} rule{'' if len(self.kept) == 1 else 's'} kept, {broken}"
+        parts = [f"{len(self.kept)} rule{'' if len(self.kept) == 1 else 's'} kept"]
+        parts += [f"{len(self.unchecked)} not checked"] if self.unchecked else []
+        parts += [f"{len(self.findings)} broken" if self.findings else "none broken"]
+        nothing = not (self.kept or self.findings or self.unchecked)
+        head = f"{self.strategy}: {'no such rule applies to it' if nothing else ', '.join(parts)}"
         notes = [] if not verbose else [*_notes("departs on purpose from", self.departures),
                                         *_notes("not checked", self.unchecked), *_notes("measured", self.figures)]  # fmt: skip
         return "\n".join([head, *map(str, self.findings), *notes])
