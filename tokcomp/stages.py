@@ -171,6 +171,9 @@ class PrefillFilter(Strategy):
 class CachePolicy(Strategy):
     """Shortens the key/value cache after the prefill and, if it wants to, after every decoding step.
 
+    In a later turn with images :meth:`after_prefill` is called again: a policy that acts in decoding sees the whole cache and
+    what it remembered, one that does not sees the entries that this turn's prompt has written, and the earlier ones stay.
+
     Attributes:
         positions: ``keep``: new tokens get their true position; ``renumber``: the position of a new token is the length
             of that layer's cache, cached keys stay as they are (MustDrop's published code); ``rerotate``: cached keys
@@ -186,6 +189,9 @@ class CachePolicy(Strategy):
     """Neither ``view.layer`` nor keys and values are read: the runner may ask about several layers as if they were samples."""
     remembers: ClassVar[bool] = False
     """Whether :meth:`after_step` has to be called at every step, since it sums up what it sees."""
+
+    counts_tokens: ClassVar[bool] = False
+    """Whether the rule goes by how many tokens came after the prompt, a number that the samples of a batch share."""
 
     positions: Literal["keep", "renumber", "rerotate"] = Field(
         default="keep", description="position of a new token: its true one, or the length of the layer's cache"

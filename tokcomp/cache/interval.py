@@ -35,6 +35,7 @@ class Interval(Wrapper):
     """
 
     acts_in_decoding: ClassVar[bool] = True
+    counts_tokens: ClassVar[bool] = True
 
     base: CacheSpec = Field(
         default="tova", validate_default=True, description="the policy that is asked, with its fields"

@@ -55,6 +55,7 @@ class OutputAware(CachePolicy):
     acts_in_decoding: ClassVar[bool] = True
     layers_alike: ClassVar[bool] = True
     remembers: ClassVar[bool] = True
+    counts_tokens: ClassVar[bool] = True
 
     mode: Literal["budget", "threshold"] = Field(
         default="budget", description="fixed schedule, or a threshold on scores"

@@ -122,11 +122,12 @@ def adopt_text(cache: Any, decoder: Decoder, policy: str | None, tokens: Tensor,
     request.padded = shown is not None
     adopt(cache, request, decoder, policy)
     for layer, before in zip(cache.layers, held, strict=True):
-        _take_over(layer, before, columns, shown)
+        _take_over(layer, before, columns, shown, decoder.planes)
     return request
 
 
-def _take_over(layer: CompressedLayer, before: DynamicLayer, columns: Tensor, valid: Tensor | None) -> None:
+def _take_over(layer: CompressedLayer, before: DynamicLayer, columns: Tensor, valid: Tensor | None,
+               planes: int) -> None:  # fmt: skip
     """Let a layer hold what one of transformers' own does: the latest of the ``columns`` ``[1, c]``, of which ``valid``
     ``[b, c]`` (None: all) are no padding, numbered in their order."""
     layer.lazy_initialization(before.keys, before.values)
@@ -135,6 +136,8 @@ def _take_over(layer: CompressedLayer, before: DynamicLayer, columns: Tensor, va
     counted = torch.ones_like(columns, dtype=torch.bool) if valid is None else valid
     later = counted.long().flip(1).cumsum(dim=1).flip(1)  # tokens from each column on
     layer.phase = (layer.following()[:, None] - later)[:, None][..., held]
+    if planes > 1:
+        layer.phase = layer.phase[..., None].expand(-1, -1, -1, planes)
     layer.index = columns.expand(b, -1)[:, None][..., held]
     layer.valid = None if valid is None else valid[:, None][..., held]
     layer.rows, layer.kin = torch.arange(b, device=columns.device), id(layer.request)

@@ -82,7 +82,7 @@ class Columns:
 
     def hide(self, shown: Tensor) -> None:
         """Of the columns read so far only those ``shown`` ``[b, c]`` are no padding."""
-        index = self.full_index()
+        index = self.full_index().expand(shown.shape[0], -1, -1)
         real = shown.gather(1, index.flatten(1)).view(index.shape)
         self.valid = real if self.valid is None else real & filled(self.valid, self.length)
 

@@ -73,7 +73,8 @@ def _stacked(tables: Sequence[Tensor], batch: int, heads: int) -> Tensor:
 
 
 def column(values: Tensor, index: Tensor) -> Tensor:
-    """``values`` ``[b, l0]`` of the prompt at ``index`` ``[b, g, l]``; False for tokens that came after the prompt."""
+    """``values`` ``[b|1, l0]`` of the prompt at ``index`` ``[b|1, g, l]``; False for tokens that came after the prompt."""
+    index = index.expand(max(index.shape[0], values.shape[0]), -1, -1)
     flat = index.flatten(1)
     inside = flat < values.shape[1]
     picked = values.expand(flat.shape[0], -1).gather(1, flat.clamp(max=values.shape[1] - 1)) & inside

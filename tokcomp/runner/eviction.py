@@ -53,6 +53,8 @@ class Evictor:
             number for number, one in self.policies.items()
             if one.packs() and decoder.window(number) is None and not decoder.logits(number)
         }  # fmt: skip
+        self.counting = next((one.name for one in self.policies.values() if one.counts_tokens), None)
+        """A policy by whose rule all samples have equally many tokens behind the prompt, or None."""
 
     def observes(self, number: int) -> bool:
         """Whether a layer's attention is to be looked at."""

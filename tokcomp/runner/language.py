@@ -25,7 +25,7 @@ from tokcomp.runner.packing import attend_packed
 from tokcomp.runner.passes import Pass, to_columns
 from tokcomp.runner.positions import in_planes, next_after
 from tokcomp.runner.prompts import Given, PromptReader
-from tokcomp.runner.refusals import refuse_no_cache, refuse_other_rows, wants_cache
+from tokcomp.runner.refusals import refuse_counting, refuse_no_cache, refuse_other_rows, wants_cache
 from tokcomp.runner.request import Request
 from tokcomp.runner.turns import Follow, LaterTurn, generating, positions_of
 from tokcomp.stages import CachePolicy, PrefillFilter, VisionReducer
@@ -188,13 +188,15 @@ class LanguageStage:
                               {**own, "attention_mask": follow.valid, "position_ids": positions})  # fmt: skip
             return {**made, "attention_mask": own["attention_mask"]}
         if follow.touches:
+            refuse_counting(follow, None if self.evictor is None else self.evictor.counting)
             for layer in cache.layers:
                 layer.settle()
         positions = in_planes(positions, self.decoder.planes)
         first_positions, first_offset = first.lag(positions), first.offset
         self._local.run = Pass(self.decoder, request, False, positions, follow=follow, first_offset=first_offset,
                                blocks=given.blocks, through=self.adapter.blocks_pass_window)  # fmt: skip
-        request.advance(next_after(positions), first.rows, seen + t if t > 1 else None)
+        request.advance(next_after(positions), first.rows)
+        request.unnumbered = follow.unnumbered(request, own=True)
         return {**own, "position_ids": first_positions}
 
     def _after_decoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
@@ -208,7 +210,7 @@ class LanguageStage:
         if run is None or not run.prefill or run.sequence is None:
             return None
         sequence, columns = run.sequence, run.request.prompt.valid
-        if sequence.length == columns.shape[1] and run.request.prompt.stands is None:
+        if sequence.length == columns.shape[1] and not run.request.moved:
             return None
         aligned = to_columns(output[0], sequence, columns.shape[1])
         if isinstance(output, tuple):

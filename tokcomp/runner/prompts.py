@@ -91,7 +91,7 @@ class PromptReader:
             request = Request(self._plain(embeds, valid), [], [[]] * b, [0] * b, [0] * b)
         else:
             request = self._with_images(masks, valid, embeds, place_images(images, counts))
-        request.padded, request.settled = padded, valid.shape[1]
+        request.padded = padded
         request.first_position = self.adapter.decoder.first_position
         request.next_position = next_after(self._positions(kwargs, embeds))
         return request
@@ -156,7 +156,7 @@ class PromptReader:
         touched = any(images.touched for images in request.images)
         if not touched and (sequence.valid is None or bool(sequence.valid[:, -1].all())):
             return sequence, kwargs, sequence.valid is not None
-        prompt = request.prompt
+        prompt, request.moved = request.prompt, True
         if touched:
             _refuse_strange_nan(prompt, kwargs["inputs_embeds"])
         counts = torch.stack([prompt.valid.sum(dim=1), prompt.vision.sum(dim=1)])

@@ -7,8 +7,9 @@ from typing import Any
 from tokcomp.errors import UnsupportedError
 from tokcomp.models.adapter import Decoder
 from tokcomp.runner.cache import CompressedLayer
+from tokcomp.runner.turns import Follow
 
-__all__ = ["refuse_no_cache", "refuse_other_rows", "wants_cache"]
+__all__ = ["refuse_counting", "refuse_no_cache", "refuse_other_rows", "wants_cache"]
 
 
 def wants_cache(decoder: Decoder, kwargs: dict[str, Any]) -> bool:
@@ -22,6 +23,15 @@ def refuse_no_cache(cache: Any, policy: str | None) -> None:
     if cache is None and policy is not None:
         raise UnsupportedError(
             f"cache policy '{policy}' has no cache to act on: run with use_cache=True, or leave it out"
+        )
+
+
+def refuse_counting(follow: Follow, policy: str | None) -> None:
+    """Raise where turns of text of different length meet a ``policy`` by whose rule they are of one length."""
+    if policy is not None and follow.valid is not None:
+        raise UnsupportedError(
+            f"cache policy '{policy}' goes by the number of tokens since the prompt, and the turns of this batch are of "
+            "different length: batch turns of text of one length, or go on with one conversation at a time"
         )
 
 

@@ -198,7 +198,9 @@ class Request:
         padded: whether a sample's prompt may hold padding; False promises that all prompts are equally long.
         next_position: ``[b|1]`` position id of the next token, in the model's own numbering.
         first_position: the position id that the prompt begins with, or ``[b|1, 1]`` of them.
-        settled: columns of the conversation of which it is known which are padding.
+        unnumbered: columns behind the prompt that have no position, since they are padding: of all, or of each row of the
+            latest pass ``[b]``.
+        moved: what entered the first layer no longer stands in the prompt's columns.
     """
 
     prompt: Prompt
@@ -214,7 +216,8 @@ class Request:
     next_position: Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.long))
     first_position: int | Tensor = 0
     past: Past | None = None
-    settled: int = 0
+    unnumbered: int | Tensor = 0
+    moved: bool = False
 
     @property
     def batch_size(self) -> int:
@@ -255,15 +258,13 @@ class Request:
     def follows(self, past: Past, entries: list[Entries], first_position: Tensor) -> None:
         """This prompt is a later turn's: it begins at ``first_position`` ``[b|1, 1]``, on a cache that holds ``entries``."""
         self.past, self.entries, self.first_position = past, entries, first_position
-        self.settled = self.end
 
-    def advance(self, following: Tensor, rows: Tensor | None, settled: int | None) -> None:
-        """Tokens were read, of the rows ``rows`` ``[b]`` (None: all) of this request; ``following`` ``[b|1]`` is what comes next.
-        ``settled``: see there; None: as before."""
+    def advance(self, following: Tensor, rows: Tensor | None) -> None:
+        """Tokens were read, of the rows ``rows`` ``[b]`` (None: all) of this request; ``following`` ``[b|1]`` is what comes
+        next."""
         if following.shape[0] > 1 and rows is not None:
             following = following.new_zeros(self.batch_size).index_copy(0, rows, following)
         self.next_position = following
-        self.settled = self.settled if settled is None else settled
 
     def passed(self, rows: Tensor, seen: int) -> Past:
         """This prompt and what followed, ``seen`` columns in all, as the past of the rows ``rows`` ``[b]``."""

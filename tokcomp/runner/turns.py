@@ -100,9 +100,14 @@ class Follow:
         start = first.following()
         if start.shape[0] > 1:  # generate() asks before it repeats the rows for its beams
             start = start[:: start.shape[0] // batch]
-        if self.earlier is None:
-            return start
-        return start - (~self.earlier[:, request.settled :]).sum(dim=1)
+        return start if self.earlier is None else start - (self.unnumbered(request) - request.unnumbered)
+
+    def unnumbered(self, request: Request, *, own: bool = False) -> int | Tensor:
+        """How many columns behind the prompt are known to be padding, with ``own`` those of this turn as well."""
+        found = request.unnumbered
+        if self.earlier is not None:
+            found = (~self.earlier[:, request.end :]).sum(dim=1)
+        return found if self.valid is None or not own else found + (~self.valid).sum(dim=1)
 
     def first(self, positions: Tensor) -> Tensor:
         """Of position ids ``[b|1, t]`` those of each row's first token ``[b|1, 1]`` (of planes: of the first plane)."""
