@@ -19,6 +19,7 @@ SAYS = {
     "adapter": r"36 .*",
     "batch": r"\(144 -> \d+ tokens\)",
     "fine_tuning": r"step 5: loss \d",
+    "second_image": r"turn 1: .*\n  144 image tokens, \d+ after the vision stage, \d+ in the last layer, whose cache holds \d+",
     "several_images": r"entering layer 0: image 0: 72, image 1: 72, image 2: 72",
     "single_image": r"vision",
     "two_turns": r"the last layer's cache: \d+ entries, then \d+, of \d+ tokens",
