@@ -14,6 +14,7 @@ from tokcomp.runner.arguments import cache_in
 from tokcomp.runner.hooks import Hooks
 from tokcomp.runner.passes import Pass
 from tokcomp.runner.request import Entries, Request
+from tokcomp.runner.turns import LaterTurn
 
 __all__ = ["Borders", "to_device"]
 
@@ -55,6 +56,8 @@ def _move(run: Pass, device: torch.device) -> None:
     for name in ("positions", "sequence", "follow", "blocks", "rows", "keys", "noted"):
         setattr(run, name, to_device(getattr(run, name), device))
     run.memo = {}
+    if run.turn is not None:
+        run.turn = LaterTurn(run.turn.layers, to_device(run.turn.follow, device))
 
 
 def to_device(value: Any, device: torch.device) -> Any:
@@ -100,8 +103,9 @@ class _Abroad(Request):
         return self.home.next_position.to(self.device)
 
     @property
-    def settled(self) -> int:  # type: ignore[override]
-        return self.home.settled
+    def unnumbered(self) -> int | Tensor:  # type: ignore[override]
+        found: int | Tensor = to_device(self.home.unnumbered, self.device)
+        return found
 
     @property
     def reads(self) -> list[list[tuple[int, Tensor | None]]] | None:  # type: ignore[override]

@@ -159,9 +159,8 @@ class LanguageStage:
             request.reads = [[] for _ in request.entries]
         sequence, seen, changed = self.reader.first_sequence(request, seen)
         seen, deepstack = taken_over(seen)
-        later = turn is not None
         self._local.run = Pass(self.decoder, request, True, sequence.positions, turn, sequence=sequence,
-                               changed=changed or later, moved=later, blocks=given.blocks,
+                               changed=changed or turn is not None, moved=turn is not None, blocks=given.blocks,
                                through=self.adapter.blocks_pass_window, deepstack=deepstack)  # fmt: skip
         return seen
 
