@@ -11,9 +11,12 @@ from tests.plugins_in_a_folder import Install, installing, strategy
 from tokcomp import CACHE, VISION, Pipeline
 from tokcomp.benchmarks import base
 from tokcomp.errors import ConfigurationError, PluginError, PluginWarning
+from tokcomp.experiment.axes import read_axes
 from tokcomp.experiment.code import code_version
 from tokcomp.experiment.compose import compose
 from tokcomp.experiment.config import RunConfig
+from tokcomp.experiment.prediction import PredictionConfig
+from tokcomp.experiment.search import read_space
 from tokcomp.plugins import import_object, origin_of
 from tokcomp.specs import build_strategy
 
@@ -77,6 +80,18 @@ def test_an_option_file_of_the_working_folder_may_name_the_class(install: Instal
         ConfigurationError, match=r"'stp' is not a setting of vision 'local_ideas.Mine'; did you mean 'step'"
     ):
         compose(["vision=mine", "vision.stp=3"])
+
+
+def test_every_command_that_chooses_takes_a_path(install: Install) -> None:
+    Path("local_ideas.py").write_text(strategy("", decorator=False))
+    swept = read_axes(["vision=none,local_ideas:Mine", "vision.step=2,3"]).swept
+    assert swept["vision"] == ("vision=none", "vision=local_ideas:Mine")
+    space = read_space(["vision=tome,local_ideas:Mine", "vision.Mine.step=range(1,4)"])
+    assert space.choices == {"vision": ("tome", "local_ideas:Mine")}
+    assert list(space.settings) == [("vision", "local_ideas:Mine", "step")]
+    prediction = PredictionConfig.resolve(compose(["vision=local_ideas:Mine", "vision.step=4"], config_name="flops"))
+    assert prediction.vision is not None
+    assert prediction.vision.spec()["name"] == "local_ideas:Mine"
 
 
 # -- refusals ------------------------------------------------------------------------------------------------------------

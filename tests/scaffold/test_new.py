@@ -149,7 +149,7 @@ def test_from_nothing_to_a_sweep(tmp_path: Path, untrained: Path) -> None:
         cwd=tmp_path, path=root)  # fmt: skip
     path = os.pathsep.join([str(site), root])
     assert "tokcomp-my-idea 0.1.0" in ran("tokcomp", "list", "vision", cwd=away, path=path)
-    ran("tokcomp", "check", "vision/my_idea", "--rule", "batch", cwd=away, path=path)
+    ran("tokcomp", "check", "vision/my_idea", "--rule", "config", cwd=away, path=path)
     quick = [f"model.path={untrained}", "benchmark.samples=2", "benchmark.max_new_tokens=2", "measure.timing=false",
              "measure.memory=false", "device=cpu"]  # fmt: skip
     ran("tokcomp", "run", "vision=my_idea", "vision.keep_ratio=0.5", "hydra.run.dir=out", *quick, cwd=away, path=path)

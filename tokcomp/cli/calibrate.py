@@ -58,7 +58,7 @@ def execute(options: argparse.Namespace) -> int:
 
 def _default_path(config: Any, met: Met) -> Path:
     measure, value = config.budget.target
-    name = getattr(met.config, met.stage).name
+    name = getattr(met.config, met.stage).name.rpartition(":")[2]  # of a dotted path the class
     short = {"equivalent_tokens": "", "flops": "flops-", "kv_bytes": "kv-"}[measure]
     return Path("configs") / met.stage / f"{name}-{short}{value:g}.yaml"
 

@@ -1,7 +1,9 @@
 """Completion with the tab key: commands, options, strategies after vision=, settings after vision., values.
 
-tokcomp completion bash >> ~/.bashrc     # then open a new shell
-tokcomp completion zsh >> ~/.zshrc"""
+  tokcomp completion bash >> ~/.bashrc
+  tokcomp completion zsh >> ~/.zshrc
+
+A new shell has it."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from tokcomp.benchmarks.base import Sample
 from tokcomp.errors import ConfigurationError, TokcompError
+from tokcomp.experiment.axes import plain
 from tokcomp.experiment.config import RunConfig
 from tokcomp.experiment.load import LoadedModel, load_model
 from tokcomp.experiment.result import UnwritableError
@@ -95,11 +96,11 @@ def job(settings: Any) -> str:
     logging.disable_progress_bar()
     hydra = HydraConfig.get()
     store = Store(Path(hydra.sweep.dir).absolute())
-    overrides = list(hydra.overrides.task)
+    overrides = [plain(text) for text in hydra.overrides.task]
     try:
-        plain = OmegaConf.to_container(settings, resolve=True)
-        assert isinstance(plain, Mapping)
-        config = RunConfig.resolve({str(name): value for name, value in plain.items()})
+        composed = OmegaConf.to_container(settings, resolve=True)
+        assert isinstance(composed, Mapping)
+        config = RunConfig.resolve({str(name): value for name, value in composed.items()})
     except ConfigurationError as error:
         store.note(hydra.job.name, outcome="failed", key=None, overrides=overrides, error=str(error))
         return "failed"
