@@ -9,6 +9,7 @@ examples:
 from __future__ import annotations
 
 import argparse
+import re
 
 from tokcomp.errors import ConfigurationError, suggest
 
@@ -51,14 +52,20 @@ def _strategies(stage: str) -> object:
 
     table = Table(title=f"{stage}=...", title_justify="left", caption=f"built-in: tokcomp {__version__}",
                   caption_justify="left")  # fmt: skip
-    for column in ("name", "what it does", "needs", "paper", "from"):
+    for column in ("name", "what it does", "needs", "arXiv", "from"):
         table.add_column(column, overflow="fold")
     for one in catalog.entries(stage):
         table.add_row(
-            escape(one.name), escape(one.summary), one.needs or "-", escape(one.paper) or "-", escape(one.origin)
+            escape(one.name), escape(one.summary), one.needs or "-", escape(_brief(one.paper)), escape(one.origin)
         )
     table.add_row("none", "The stage passes everything through.", "-", "-", "built-in")
     return table
+
+
+def _brief(paper: str) -> str:
+    """Where to find the paper; `tokcomp show` has its title and venue."""
+    number = re.search(r"arXiv (\d{4}\.\d{4,5})", paper)
+    return number.group(1) if number else paper or "-"
 
 
 def _families() -> object:
