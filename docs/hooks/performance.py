@@ -7,21 +7,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import aims
 import growth
+from cells import Rows, by_cell, cell_key, gigabytes, interval, of_kind, percent, table_of
 
 from tokcomp.measure.roofline import layer_parameters
 from tokcomp.measure.shape import named_shape
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
-Rows = list[dict[str, Any]]
 
 
 def tables() -> dict[str, Callable[[], str]]:
     """What stands for the marks ``speed-cpu-…`` and ``speed-gpu-…`` of the page."""
     makers = {
-        "machine": machine, "prefill": prefill, "published": published, "answers": answers, "decode": decode,
-        "memory": memory, "growth": growth.table, "growth-drawing": growth.drawing, "growth-steps": growth.steps,
-        "operations": operations, "short": short, "ceilings": ceilings, "least": least,
+        "machine": machine, "prefill": prefill, "published": aims.published, "selecting": aims.selecting, "answers": answers,
+        "decode": decode, "memory": memory, "growth": growth.table, "growth-drawing": growth.drawing,
+        "growth-steps": growth.steps, "operations": operations, "short": short, "ceilings": ceilings, "least": least,
     }  # fmt: skip
     made = {
         f"speed-{device}-{name}": lambda device=device, make=make: _made(device, make)
@@ -39,43 +40,23 @@ def _made(device: str, make: Callable[[dict[str, Any]], str]) -> str:
     return text or "_Not measured in this run._"
 
 
-def _rows(record: dict[str, Any], kind: str) -> Rows:
-    return [row for row in record["rows"] if row["kind"] == kind]
-
-
-def _cells(rows: Rows) -> list[tuple[str, Rows]]:
-    """Rows by cell (model, batch, tokens) in the order in which they were measured, with a title."""
-    cells: dict[str, Rows] = {}
-    for row in rows:
-        title = (
-            f"{row['shape']}, batch {row['batch']}, {row['image_tokens']} image and {row['text_tokens']} text tokens"
-        )
-        cells.setdefault(title, []).append(row)
-    return list(cells.items())
-
-
-def _table(head: list[str], lines: list[list[str]]) -> list[str]:
-    return ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1),
-            *("| " + " | ".join(line) + " |" for line in lines)]  # fmt: skip
-
-
 def machine(record: dict[str, Any]) -> str:
     """The command and what it ran on."""
     of, left_out = record["machine"], record["left_out"]
     where = f"{of['gpu']}, CUDA {of['cuda']}" if "gpu" in of else f"{of['cpu']}, {of['threads']} of {of['cores']} cores"
     text = f"`{record['command']}` on {where}; PyTorch {of['torch']}, transformers {of['transformers']}."
-    failed = [row["step"] for row in _rows(record, "error")]
+    failed = [row["step"] for row in of_kind(record, "error")]
     text += f" Left out for time: {', '.join(left_out)}." if left_out else ""
     return text + (f" Failed: {', '.join(failed)}." if failed else "")
 
 
 def ceilings(record: dict[str, Any]) -> str:
     """The device's own rates, measured in the same run."""
-    rows = _rows(record, "ceilings")
+    rows = of_kind(record, "ceilings")
     if not rows:
         return ""
     row = rows[0]
-    dense = [cell["flops"] / cell["ms"] / 1e9 for cell in _rows(record, "prefill") if cell["side"] == "dense"]
+    dense = [cell["flops"] / cell["ms"] / 1e9 for cell in of_kind(record, "prefill") if cell["side"] == "dense"]
     lines = (f"A large matrix product runs at {row['flops_per_s'] / 1e12:.3g} TFLOP/s here and a large copy at "
              f"{row['bytes_per_s'] / 1e12:.3g} TB/s.")  # fmt: skip
     if dense:
@@ -85,48 +66,48 @@ def ceilings(record: dict[str, Any]) -> str:
 
 def least(record: dict[str, Any]) -> str:
     """The roofline of `tokcomp flops`, at the rates measured in this run, beside the measured times."""
-    rates = _rows(record, "ceilings")
+    rates = of_kind(record, "ceilings")
     if not rates:
         return ""
     width = 2 if "bfloat16" in rates[0]["dtype"] else 4
     body = []
-    for row in _rows(record, "prefill"):
+    for row in of_kind(record, "prefill"):
         if row["side"] == "dense":
             bound = 1e3 * row["flops"] / rates[0]["flops_per_s"]
             body.append([f"prefill, {row['shape']}, batch {row['batch']}", f"{bound:.2f}", f"{row['ms']:.2f}",
-                         _percent(bound / row["ms"])])  # fmt: skip
-    for row in _rows(record, "answer"):
+                         percent(bound / row["ms"])])  # fmt: skip
+    for row in of_kind(record, "answer"):
         if row["side"] == "dense" and row["shape"].startswith(("llava-1.5-7b", "llava-next-7b")):
             shape = named_shape("llava-1.5-7b")
             weights = width * (shape.layers * layer_parameters(shape) + shape.hidden * shape.vocab)
             bound = 1e3 * (weights + row["kv_bytes"]) / rates[0]["bytes_per_s"]
             body.append([f"further token, {row['shape']}, batch {row['batch']}", f"{bound:.2f}", f"{row['decode_ms']:.2f}",
-                         _percent(bound / row["decode_ms"])])  # fmt: skip
+                         percent(bound / row["decode_ms"])])  # fmt: skip
     head = ["dense model", "least, ms", "measured, ms", "least of measured"]
-    return "\n".join(_table(head, body)) if body else ""
+    return "\n".join(table_of(head, body)) if body else ""
 
 
 def prefill(record: dict[str, Any]) -> str:
     """Time of the prefill beside what the FLOPs promise and what the unmodified parts attain."""
-    attainable = {_key(row): row["ms"] for row in _rows(record, "attainable")}
-    selecting = {_key(row): row["share"] for row in _rows(record, "selection")}
+    attainable = {cell_key(row): row["ms"] for row in of_kind(record, "attainable")}
+    selecting = {cell_key(row): row["share"] for row in of_kind(record, "selection")}
     lines: list[str] = []
-    for title, rows in _cells(_rows(record, "prefill")):
+    for title, rows in by_cell(of_kind(record, "prefill")):
         lines += [f"**{title}**", ""]
         dense = next(row for row in rows if row["side"] == "dense")
-        body = [["dense", f"{dense['image_tokens']}", _ms(dense), "1", "", "", "", "", "100 %"]]
+        body = [["dense", f"{dense['image_tokens']}", interval(dense), "1", "", "", "", "", "100 %"]]
         for row in rows:
             if row["side"] == "dense":
                 continue
-            best, share = attainable.get(_key(row)), selecting.get(_key(row))
+            best, share = attainable.get(cell_key(row)), selecting.get(cell_key(row))
             body.append([
-                row["side"], f"{row['equivalent_tokens']:.0f}", _ms(row), f"{row['ratio']:.2f}", f"{row['promised']:.2f}",
-                _percent(row["reached"]), "" if best is None else _percent(best / row["ms"]),
-                "" if share is None else _percent(share, 1), _percent(row["kv_bytes"] / _full(dense, rows)),
+                row["side"], f"{row['equivalent_tokens']:.0f}", interval(row), f"{row['ratio']:.2f}", f"{row['promised']:.2f}",
+                percent(row["reached"]), "" if best is None else percent(best / row["ms"]),
+                "" if share is None else percent(share, 1), percent(row["kv_bytes"] / _full(dense, rows)),
             ])  # fmt: skip
         head = ["pipeline", "vision tokens per layer", "prefill, ms", "times faster", "promised by FLOPs", "reached",
                 "of the attainable", "selecting", "KV cache"]  # fmt: skip
-        lines += [*_table(head, body), ""]
+        lines += [*table_of(head, body), ""]
     return "\n".join(lines)
 
 
@@ -142,45 +123,10 @@ def _full(dense: dict[str, Any], rows: Rows) -> float:
     return float("nan")
 
 
-def _key(row: dict[str, Any]) -> tuple[Any, ...]:
-    return row["shape"], row["batch"], row["image_tokens"], row["side"]
-
-
-def _percent(share: float, digits: int = 0) -> str:
-    return f"{100 * share:.{digits}f} %"
-
-
-def _ms(row: dict[str, Any]) -> str:
-    return f"{row['ms']:.1f} [{row['ms_low']:.1f}, {row['ms_high']:.1f}]"
-
-
-def published(record: dict[str, Any]) -> str:
-    """The same selections by re-created published code paths."""
-    lines: list[str] = []
-    peaks = {_key(row): row["increase_bytes"] for row in _rows(record, "memory")}
-    for title, rows in _cells(_rows(record, "beside published") + _rows(record, "baseline")):
-        ours = {row["side"].split()[0]: row for row in rows if row["kind"] != "baseline" and row["side"] != "dense"}
-        dense = next((row for row in rows if row["side"] == "dense"), None)
-        body = [] if dense is None else [["dense", _ms(dense), "", _gigabytes(peaks.get(_key(dense)))]]
-        for row in rows:
-            if row["side"] == "dense":
-                continue
-            mine = ours.get(row["side"].split()[1]) if row["kind"] == "baseline" else None
-            gain = "" if mine is None else f"{row['ms'] / mine['ms']:.2f}"
-            body.append([row["side"], _ms(row), gain, _gigabytes(peaks.get(_key(row)))])
-        head = ["", "prefill, ms", "tokcomp is faster by", "peak on top of the weights"]
-        lines += [f"**{title}**", "", *_table(head, body), ""]
-    return "\n".join(lines)
-
-
-def _gigabytes(number: float | None) -> str:
-    return "" if number is None else f"{number / 1e9:.2f} GB"
-
-
 def answers(record: dict[str, Any]) -> str:
     """Whole answers by ``generate()``."""
     lines: list[str] = []
-    for title, rows in _cells(_rows(record, "answer")):
+    for title, rows in by_cell(of_kind(record, "answer")):
         dense = next(row for row in rows if row["side"] == "dense")
         body = [[
             row["side"], f"{row['first_token_ms']:.1f}", f"{row['decode_ms']:.2f}",
@@ -190,68 +136,68 @@ def answers(record: dict[str, Any]) -> str:
         ] for row in rows]  # fmt: skip
         head = ["pipeline", "first token, ms", "further token, ms", "times faster", "promised by bytes",
                 "whole answer, s", "times faster ", "KV cache, MB"]  # fmt: skip
-        lines += [f"**{title}, {dense['new_tokens']} new tokens**", "", *_table(head, body), ""]
+        lines += [f"**{title}, {dense['new_tokens']} new tokens**", "", *table_of(head, body), ""]
     return "\n".join(lines)
 
 
 def decode(record: dict[str, Any]) -> str:
     """What the runner costs per step."""
     lines: list[str] = []
-    for title, rows in _cells(_rows(record, "decode")):
+    for title, rows in by_cell(of_kind(record, "decode")):
         body = [[row["side"], f"{row['cache_length']}", f"{row['decode_ms']:.2f}", f"{row['plain_decode_ms']:.2f}",
                  f"{row['ratio']:.2f}"] for row in rows]  # fmt: skip
         head = ["pipeline", "entries per layer", "step, ms", "plain model with as many entries, ms", "ratio"]
-        lines += [f"**{title}**", "", *_table(head, body), ""]
+        lines += [f"**{title}**", "", *table_of(head, body), ""]
     return "\n".join(lines)
 
 
 def sweep(record: dict[str, Any]) -> str:
     """How much of a sweep the model works."""
-    rows = _rows(record, "sweep")
+    rows = of_kind(record, "sweep")
     if not rows:
         return ""
     row = rows[0]
     return (f"`{record['command']}`: {row['runs']} runs of {row['samples']} questions took {row['seconds']:.0f} s, of which the "
-            f"model worked {row['model_seconds']:.0f} s, {_percent(row['share'])}.")  # fmt: skip
+            f"model worked {row['model_seconds']:.0f} s, {percent(row['share'])}.")  # fmt: skip
 
 
 def operations(record: dict[str, Any]) -> str:
     """What a prefill and a step give the device to do."""
     lines: list[str] = []
-    for title, rows in _cells(_rows(record, "operations")):
+    for title, rows in by_cell(of_kind(record, "operations")):
         dense = next(row for row in rows if row["side"] == "dense")
         body = [[row["side"], f"{row['prefill']:,}", f"{row['prefill'] - dense['prefill']:+,}", f"{row['step']:,}",
                  f"{row['step'] - dense['step']:+,}"] for row in rows]  # fmt: skip
         head = ["pipeline", "operations of a prefill", "beside dense", "of a decoding step", "beside dense "]
-        lines += [f"**{title}**", "", *_table(head, body), ""]
+        lines += [f"**{title}**", "", *table_of(head, body), ""]
     return "\n".join(lines)
 
 
 def memory(record: dict[str, Any]) -> str:
     """Peaks of a prefill."""
     lines: list[str] = []
-    for title, rows in _cells([row for row in _rows(record, "memory") if "axis" not in row]):
+    for title, rows in by_cell([row for row in of_kind(record, "memory") if "axis" not in row]):
         if any(row["side"].startswith("published") for row in rows):
             continue
         dense = next(row for row in rows if row["side"] == "dense")
-        body = [[row["side"], _gigabytes(row["increase_bytes"]), _percent(row["increase_bytes"] / dense["increase_bytes"])]
+        body = [[row["side"], gigabytes(row["increase_bytes"]), percent(row["increase_bytes"] / dense["increase_bytes"])]
                 for row in rows]  # fmt: skip
         head = ["pipeline", "peak on top of the weights", "of dense"]
-        lines += [f"**{title}**", "", *_table(head, body), ""]
+        lines += [f"**{title}**", "", *table_of(head, body), ""]
     return "\n".join(lines)
 
 
 def short(record: dict[str, Any]) -> str:
     """The cells that stay below 90 % of what their FLOPs promise, each with what holds it back, told from the numbers."""
-    attainable = {_key(row): row["ms"] for row in _rows(record, "attainable")}
+    attainable = {cell_key(row): row["ms"] for row in of_kind(record, "attainable")}
     gpu = "gpu" in record["machine"]
     reasons: dict[str, list[str]] = {}
-    for row in _rows(record, "prefill"):
+    for row in of_kind(record, "prefill"):
         if row["side"] in ("dense", "none") or row["reached"] >= 0.9:
             continue
-        where = f"{row['side']} ({row['shape']}, batch {row['batch']}: {_percent(row['reached'])})"
-        reasons.setdefault(_reason(row, attainable.get(_key(row)), gpu), []).append(where)
-    if not _rows(record, "prefill"):
+        where = f"{row['side']} ({row['shape']}, batch {row['batch']}: {percent(row['reached'])})"
+        reasons.setdefault(_reason(row, attainable.get(cell_key(row)), gpu), []).append(where)
+    if not of_kind(record, "prefill"):
         return ""
     if not reasons:
         return "Every cell reaches 90 % of what its FLOPs promise."
