@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -195,6 +197,28 @@ def test_a_full_disk_is_one_clear_line(untrained: Path, capsys: pytest.CaptureFi
     error = capsys.readouterr().err
     assert "cannot be written" in error
     assert error.count("\n") == 1
+
+
+def test_a_disk_that_fills_up_stops_the_sweep_in_one_line(
+    untrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line, written, sync = given(untrained, tmp_path, *AXES), [0], os.fsync
+
+    def full(handle: int) -> None:
+        written[0] += 1
+        if written[0] > 3:  # the mark of the store, the reference, one record
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(handle)
+
+    monkeypatch.setattr("os.fsync", full)
+    assert main(["sweep", *line]) == 2
+    captured = capsys.readouterr()
+    assert "result.json cannot be written: No space left on device" in captured.err
+    assert captured.err.count("\n") == 1
+    monkeypatch.setattr("os.fsync", sync)
+    again = sweep(line)
+    assert (len(again.found), len(again.done), again.failed) == (1, 3, {})
+    assert not [path for path in tmp_path.rglob(".*") if path.is_file()], "no draft is left"
 
 
 def test_a_run_that_another_process_makes_is_waited_for(untrained: Path, tmp_path: Path) -> None:

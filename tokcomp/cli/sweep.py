@@ -81,7 +81,7 @@ def _verdict(console: Console, outcome: Outcome) -> int:
 
 @contextmanager
 def _shown(console: Console) -> Iterator[Callable[[Outcome], None]]:
-    """One bar: runs that ended, those that failed, the time that is left."""
+    """One bar: runs that ended, those that failed, the time that is left; it comes with the first run."""
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -95,10 +95,18 @@ def _shown(console: Console) -> Iterator[Callable[[Outcome], None]]:
         TextColumn("runs"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[failed]} failed"),
         TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
     )  # fmt: skip
-    with Progress(*columns, console=console, speed_estimate_period=600) as bars:
-        task = bars.add_task("runs", total=None, failed=0)
+    checking = console.status("checking the axes")
+    bars = Progress(*columns, console=console, speed_estimate_period=600)
+    task = bars.add_task("runs", total=None, failed=0)
 
-        def watch(outcome: Outcome) -> None:
-            bars.update(task, total=outcome.size, completed=outcome.ended, failed=len(outcome.failed))
+    def watch(outcome: Outcome) -> None:
+        checking.stop()
+        bars.start()
+        bars.update(task, total=outcome.size, completed=outcome.ended, failed=len(outcome.failed))
 
+    checking.start()
+    try:
         yield watch
+    finally:
+        checking.stop()
+        bars.stop()

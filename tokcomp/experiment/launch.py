@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, cast
 
 from hydra.errors import HydraException, MissingConfigException
 from hydra.experimental.callback import Callback
@@ -95,7 +95,8 @@ def launch(axes: Axes, settings: Sequence[str], folder: Path, name: str) -> str 
     arguments = [*_of_every_run(axes), *values, *_told(axes), *settings, f"hydra.sweep.dir='{folder}'", "hydra.sweep.subdir=.",
                  "hydra.output_subdir=null", f"hydra.job.name={name}", "hydra/job_logging=none",
                  f"+hydra.callbacks.forget._target_={__name__}.{Forget.__name__}"]  # fmt: skip
-    with _arguments(["--multirun", *arguments]), _checked():
+    quiet = contextlib.redirect_stderr(cast(TextIO, _WithoutHydra(sys.stderr)))
+    with _arguments(["--multirun", *arguments]), _checked(), quiet:
         try:
             hydra.main(version_base=VERSION_BASE, config_path=str(config_dir()), config_name="run")(job)()
         except (KeyboardInterrupt, TokcompError):
@@ -139,6 +140,19 @@ def _arguments(arguments: Sequence[str]) -> Iterator[None]:
         os.environ.pop("HYDRA_FULL_ERROR")
         if full is not None:
             os.environ["HYDRA_FULL_ERROR"] = full
+
+
+class _WithoutHydra:
+    """Standard error without what Hydra writes about a job that stopped the sweep: its caller says it in one line."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return len(text) if text.startswith("Error executing job with overrides") else self._stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 @contextlib.contextmanager
