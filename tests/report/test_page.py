@@ -84,6 +84,11 @@ def test_a_point_tells_its_run(page: Any) -> None:
     assert re.search(r"\d+\.\d % at", page.locator("#plot .hoverlayer").text_content())
 
 
+def test_the_legend_tells_colours_and_marks(page: Any) -> None:
+    told = page.locator("#plot .legend .legendtext").all_text_contents()
+    assert {"vision=tome", "prefill=fastv", "prefill=mustdrop", "prefill=none"} <= set(told)
+
+
 def test_another_cost_redraws_the_axis(page: Any) -> None:
     page.locator("#cost").select_option("kv_bytes")
     page.wait_for_function("document.querySelector('#plot .xtitle').textContent.includes('KV cache')")

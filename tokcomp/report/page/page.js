@@ -98,6 +98,12 @@ function drawPlot(runs, onFront) {
       marker: { color: COLOURS[number % COLOURS.length], size: 9, opacity: 0.8, symbol: group.map((run) => MARKS[prefills.indexOf(run.stages[1]) % MARKS.length]) },
     };
   }).filter((trace) => trace.x.length);
+  if (prefills.length > 1) {
+    prefills.slice(0, MARKS.length).forEach((prefill, number) => traces.push({
+      type: "scatter", mode: "markers", name: `prefill=${prefill}`, x: [null], y: [null], hoverinfo: "skip",
+      marker: { color: "#8a939c", size: 9, symbol: MARKS[number] },
+    }));
+  }
   traces.unshift({ type: "scatter", mode: "lines", name: "Pareto front", x: onFront.map((run) => scale(run[cost])), y: onFront.map((run) => 100 * run.accuracy),
     line: { shape: "hv", color: ink, width: 1.2 }, hoverinfo: "skip" });
   const narrow = window.innerWidth < 600;
