@@ -11,7 +11,7 @@ SAMPLES ?= 200
 export HF_HUB_OFFLINE := 1
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: demo env test test-fast test-oldest test-ray lint format docs gallery notebooks results support library bench bench-gpu bench-sweeps clean help
+.PHONY: demo env check test test-fast test-oldest test-ray lint format docs gallery notebooks results support library bench bench-gpu bench-sweeps clean help
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.demo  ## the embedded model, dense and compressed in all three stages: a table, and a picture of what it kept
@@ -60,6 +60,9 @@ lint: env  ## style and types
 format: env  ## repair what ruff can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+check: env  ## every registered strategy against the contract, with many drawn inputs (1-2 minutes)
+	$(BIN)/tokcomp check --all
 
 support: env  ## what works where: every family x strategy x way of use, for docs/support.md and `tokcomp list models`
 	$(BIN)/python -m tests.support.matrix

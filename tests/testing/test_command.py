@@ -96,7 +96,7 @@ def test_a_class_and_a_file_can_be_named(folder: Path, capsys: pytest.CaptureFix
 
 
 def test_a_whole_contract_of_a_registered_strategy(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["check", "vision/fastervlm", "--examples", "1"]) == 0
+    assert main(["check", "vision/fastervlm", *QUICK]) == 0
     out = capsys.readouterr().out
     assert "vision=fastervlm: 19 rules kept, none broken" in out
     assert "measured: operations: " in out

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import builtins
+import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -88,10 +90,12 @@ def test_importing_tokcomp_and_the_kit_needs_no_extra() -> None:
     assert ended.stdout.strip() == "set()"
 
 
-def test_every_rule_has_a_check_and_says_what_it_asks() -> None:
+def test_every_rule_has_a_check_and_a_place_on_the_page() -> None:
     from tokcomp.testing.checks import CHECKS
 
     assert list(CHECKS) == list(RULES)
+    page = (Path(__file__).parents[2] / "docs" / "contract.md").read_text()
+    assert set(re.findall(r"^### (.+)$", page, re.MULTILINE)) == set(RULES)
     assert all(rule.text and rule.link == f"docs/contract.md#{name}" for name, rule in RULES.items())
 
 
