@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from tests.models.families import families
 from tests.runner.conversation import answer, converse, reference, whole
+from tests.tiny_models import llava, pixels, prompt
 from tokcomp import Pipeline
 
 UNIFORM = {"name": "uniform", "keep_ratio": 0.5}
@@ -80,3 +82,68 @@ def test_a_video_in_a_later_turn(family: str, name: str) -> None:
     assert one.video is not None
     first = one.video(0) if family == "glm4v" else one.sample(1, 0)  # which has one placeholder for both
     same(family, PIPELINES[name], turns=[first, answer(3, 1), one.video(1), answer(2, 3)])
+
+
+# -- what a policy decides in a later turn, by hand: the first layer's attention is that of the embeddings ----------------
+
+
+def weights(model: Any, states: Tensor, held: list[list[int]], start: int) -> Tensor:
+    """Attention of the first layer's rows from ``start`` on ``[g, r, t, l]``: they see themselves and what the heads hold."""
+    layer, length = model.model.language_model.layers[0], states.shape[0]
+    attention, normed = layer.self_attn, layer.input_layernorm(states)[None]
+    cos, sin = model.model.language_model.rotary_emb(normed, torch.arange(length)[None])
+
+    def rotated(x: Tensor) -> Tensor:
+        heads = x.view(length, -1, attention.head_dim).transpose(0, 1)
+        half = torch.cat([-heads[..., attention.head_dim // 2 :], heads[..., : attention.head_dim // 2]], dim=-1)
+        return heads * cos[0] + half * sin[0]
+
+    query, key = rotated(attention.q_proj(normed)[0]), rotated(attention.k_proj(normed)[0])
+    groups = query.shape[0] // key.shape[0]
+    out = []
+    for g in range(key.shape[0]):
+        seen = torch.ones(length, length, dtype=torch.bool).tril()
+        seen[start:, :start] = False
+        seen[start:, held[g] if held else []] = True
+        logits = query[g * groups : (g + 1) * groups] @ key[g].T * attention.head_dim**-0.5
+        out.append(logits.masked_fill(~seen, -torch.inf).softmax(dim=-1)[:, start:])
+    return torch.stack(out)
+
+
+def first_layers(pipeline: Pipeline) -> tuple[Any, list[Tensor], list[list[list[int]]]]:
+    """The model, the states of two image turns together, and what the first layer's heads hold after each."""
+    model = llava(sharp=2.0)
+    turns = [{"input_ids": prompt(36, 4, 6), "pixel_values": pixels()},
+             {"input_ids": prompt(36, 3, 5, seed=2), "pixel_values": pixels(seed=3)}]  # fmt: skip
+    with pipeline.attach(model) as trace, torch.no_grad():
+        heard = converse(model, turns, trace)
+    return model, [turn.first for turn in heard], [turn.held[0] for turn in heard]
+
+
+@torch.no_grad()
+def test_the_sums_of_h2o_go_on() -> None:
+    heavy, recent = 10, 6
+    model, states, held = first_layers(Pipeline(cache={"name": "h2o", "heavy_tokens": heavy, "recent_tokens": recent}))
+    sums: dict[int, dict[int, float]] = {0: {}, 1: {}}
+    start, before = 0, []
+    for turn in range(2):
+        received = weights(model, torch.cat(states[: turn + 1]), before, start).sum(dim=(1, 2))  # (g, l)
+        end = received.shape[1]
+        for g in range(2):
+            present = [*(before[g] if before else []), *range(start, end)]
+            sums[g] = {column: sums[g].get(column, 0.0) + float(received[g, column]) for column in present}
+            old = sorted(present[:-recent], key=lambda column, g=g: -sums[g][column])[:heavy]
+            assert held[turn][g] == sorted([*old, *present[-recent:]])
+            sums[g] = {column: sums[g][column] for column in held[turn][g]}
+        start, before = end, held[turn]
+
+
+@torch.no_grad()
+def test_snapkv_chooses_among_the_entries_of_the_new_turn() -> None:
+    policy = {"name": "snapkv", "keep_tokens": 20, "window": 4, "kernel": 1}
+    model, states, held = first_layers(Pipeline(cache=policy))
+    received = weights(model, torch.cat(states), held[0], 46)[:, :, -4:].sum(dim=(1, 2))
+    for g in range(2):
+        best = received[g, 46:-4].topk(16).indices + 46
+        assert held[1][g] == [*held[0][g], *sorted(best.tolist()), *range(46 + 40, 46 + 44)]
+        assert len(held[0][g]) == 20
