@@ -39,8 +39,13 @@ def decoder_of(body: Any, *, first_position: int = 0, prefix: bool = False) -> D
 
     def rotary(hidden: Tensor, position_ids: Tensor, layer: int = 0) -> tuple[Tensor, Tensor]:
         which = (tables[layer],) if tables else ()
-        cos, sin = body.rotary_emb(hidden, position_ids, *which)
-        return cos, sin
+        home = next((each.device for each in body.rotary_emb.buffers() if each.device.type != "meta"), hidden.device)
+        if home == hidden.device:
+            cos, sin = body.rotary_emb(hidden, position_ids, *which)
+            return cos, sin
+        # Layers may lie elsewhere than the frequencies; of the states only dtype and device are looked at.
+        cos, sin = body.rotary_emb(hidden[:, :1, :1].to(home), position_ids.to(home), *which)
+        return cos.to(hidden.device), sin.to(hidden.device)
 
     def inv_freq(layer: int) -> Tensor | None:
         if not rotates(attentions[layer]):
