@@ -39,13 +39,7 @@ def decoder_of(body: Any, *, first_position: int = 0, prefix: bool = False) -> D
 
     def rotary(hidden: Tensor, position_ids: Tensor, layer: int = 0) -> tuple[Tensor, Tensor]:
         which = (tables[layer],) if tables else ()
-        home = next((each.device for each in body.rotary_emb.buffers() if each.device.type != "meta"), hidden.device)
-        if home == hidden.device:
-            cos, sin = body.rotary_emb(hidden, position_ids, *which)
-            return cos, sin
-        # Layers may lie elsewhere than the frequencies; of the states only dtype and device are looked at.
-        cos, sin = body.rotary_emb(hidden[:, :1, :1].to(home), position_ids.to(home), *which)
-        return cos.to(hidden.device), sin.to(hidden.device)
+        return _tables(body.rotary_emb, hidden, position_ids, *which)
 
     def inv_freq(layer: int) -> Tensor | None:
         if not rotates(attentions[layer]):
@@ -79,6 +73,17 @@ def decoder_of(body: Any, *, first_position: int = 0, prefix: bool = False) -> D
         norm=getattr(body, "norm", None),
         logits=lambda layer: _logits(attentions[layer]),
     )
+
+
+def _tables(rotary: Any, hidden: Tensor, position_ids: Tensor, *which: str) -> tuple[Tensor, Tensor]:
+    """cos and sin on the device of ``hidden``: a layer may lie elsewhere than the frequencies."""
+    home = next((each.device for each in rotary.buffers() if each.device.type != "meta"), hidden.device)
+    if home == hidden.device:
+        cos, sin = rotary(hidden, position_ids, *which)
+        return cos, sin
+    # Of the states only dtype and device are looked at.
+    cos, sin = rotary(hidden[:, :1, :1].to(home), position_ids.to(home), *which)
+    return cos.to(hidden.device), sin.to(hidden.device)
 
 
 def _refuse_without_parts(body: Any) -> None:
