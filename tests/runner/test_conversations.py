@@ -33,7 +33,7 @@ PIPELINES = {
     "everything": FULL,
 }
 
-KINDS = "llava", "llava_next", "internvl", "gemma3", "paligemma", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm4v"
+KINDS = "llava", "llava_next", "internvl", "gemma3", "paligemma", "qwen2_vl", "qwen3_vl"
 
 
 def forward(model: Any, cache: Any, **inputs: Any) -> Any:

@@ -21,7 +21,6 @@ SNAPKV = {"name": "snapkv", "keep_ratio": 0.6, "window": 3}
 PIPELINES = {
     "uniform, positions kept": Pipeline(vision={**UNIFORM, "positions": "keep"}),
     "fastv": Pipeline(prefill=FASTV),
-    "mustdrop filter": Pipeline(prefill=FILTER),
     "pyramiddrop": Pipeline(prefill="pyramiddrop"),
     "snapkv": Pipeline(cache=SNAPKV),
     "h2o": Pipeline(cache={"name": "h2o", "heavy_tokens": 8, "recent_tokens": 6}),
