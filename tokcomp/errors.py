@@ -11,6 +11,7 @@ __all__ = [
     "FeatureError",
     "PluginError",
     "PluginWarning",
+    "StateError",
     "TokcompError",
     "UnknownStrategyError",
     "UnsupportedError",
@@ -52,6 +53,16 @@ class FeatureError(TokcompError, ValueError):
 
 class PluginError(TokcompError, TypeError):
     """A class that cannot be registered as a strategy."""
+
+
+class StateError(TokcompError, AttributeError):
+    """A strategy tried to keep something on itself."""
+
+    def __init__(self, strategy: str, name: str) -> None:
+        super().__init__(
+            f"{strategy} sets self.{name}, but strategies keep no state, since one serves many requests at once: a setting is "
+            "a declared field, what lasts only for one call a local variable"
+        )
 
 
 class DiscoveryWarning(UserWarning):

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from tokcomp.deprecation import current_fields
-from tokcomp.errors import CompatibilityError
+from tokcomp.errors import CompatibilityError, StateError
 from tokcomp.layers import LayerSpec, resolve_layer, resolve_stages
 from tokcomp.plugin_signals import PluginSignal, expanded
 from tokcomp.types import CacheView, PrefillView, Selection, Signal, Site, VisionView
@@ -51,6 +51,11 @@ class Strategy(BaseModel, ABC):
 
         def __init__(self, **fields: Any) -> None:
             super().__init__(**current_fields(type(self).stage, type(self).name, fields))
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            if not name.startswith("_"):  # private attributes are pydantic's business
+                raise StateError(type(self).__name__, name)
+            super().__setattr__(name, value)
 
     def signals(self) -> frozenset[AnySignal]:
         """What this very strategy reads: ``needs`` with what plug-in signals among them are made from, unless it wraps others

@@ -193,6 +193,14 @@ class Remembers(Reducer):
         return Selection.from_mask(view.valid & ((norms(view) >= self._first) | (view.origin == view.origin[:, :1])))
 
 
+class SetsItself(Filter):
+    """Keeps the view on itself, where a local variable would do."""
+
+    def filter(self, view: Any) -> Any:
+        self.last = view
+        return super().filter(view)
+
+
 class CountsItsCalls(Policy):
     """Counts calls on the class."""
 
@@ -381,6 +389,7 @@ WRONG: list[tuple[Any, str, str]] = [
     (NeverAsked, "needs", "defines after_step(), but does not act in decoding"),
     (SaysLayersAreAlike, "needs", "says layers_alike"),
     (Remembers, "state", "decides differently after it has seen another input"),
+    (SetsItself, "state", "sets self.last"),
     (CountsItsCalls, "state", "holds something new in CountsItsCalls.calls"),
     (ScalesInPlace, "inputs", "reduce() changes view.tokens in place"),
     (BatchMean, "batch", "of a batch otherwise than about the sample alone"),

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokcomp.errors import CompatibilityError
+from tokcomp.errors import CompatibilityError, StateError
 from tokcomp.ops.merging import apply_selection
 from tokcomp.stages import Strategy
 from tokcomp.testing import cache_views, prefill_views, vision_views
-from tokcomp.testing.report import Unchecked
+from tokcomp.testing.report import Holding, Unchecked
 from tokcomp.testing.situations import Situation
 from tokcomp.types import CacheView, PrefillView, Selection, Signal, VisionView
 
@@ -76,7 +76,7 @@ class Bench(ABC):
         """Every decision about one view.
 
         Raises:
-            Unchecked: the strategy refuses such input.
+            Unchecked: the strategy refuses such input, or tried to keep something on itself.
             Crash: it raised anything else.
         """
         decided = []
@@ -86,6 +86,8 @@ class Bench(ABC):
                 decided.append(Decided(view, call(), called))
         except CompatibilityError as refusal:
             raise Unchecked(f"it refuses such input: {refusal}") from refusal
+        except StateError as error:
+            raise Holding() from error
         except (Unchecked, AssertionError):
             raise
         except Exception as error:

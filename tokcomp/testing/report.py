@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from tokcomp.testing.rules import Rule
 
-__all__ = ["Breach", "ContractError", "Finding", "Report", "Unchecked"]
+__all__ = ["Breach", "ContractError", "Finding", "Holding", "Report", "Unchecked"]
 
 
 class Breach(Exception):
@@ -20,6 +20,13 @@ class Breach(Exception):
 
 class Unchecked(Exception):
     """A rule could not be checked, and why: another rule fails first, or the strategy refuses such input."""
+
+
+class Holding(Unchecked):
+    """A strategy tried to keep something on itself, which the rule ``state`` tells of."""
+
+    def __init__(self) -> None:
+        super().__init__("it sets attributes of its own: see the rule 'state'")
 
 
 @dataclass(frozen=True)
@@ -100,4 +107,8 @@ class Report:
 
 
 def _notes(title: str, notes: Mapping[str, str]) -> list[str]:
-    return [f"  {title}: {name}: {text}" for name, text in notes.items()]
+    """One line for all rules of which the same is to be said."""
+    names: dict[str, list[str]] = {}
+    for name, text in notes.items():
+        names.setdefault(text, []).append(name)
+    return [f"  {title}: {', '.join(rules)}: {text}" for text, rules in names.items()]

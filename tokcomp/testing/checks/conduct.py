@@ -17,7 +17,7 @@ from tokcomp.stages import CachePolicy, PrefillFilter, Strategy, VisionReducer
 from tokcomp.testing.benches import Bench
 from tokcomp.testing.checks.decisions import crashed, needs_no_cls, sound
 from tokcomp.testing.instances import fresh
-from tokcomp.testing.report import Breach
+from tokcomp.testing.report import Breach, Holding
 from tokcomp.testing.search import Search
 from tokcomp.testing.situations import Situation, Space
 
@@ -31,9 +31,12 @@ def state(strategy: Any, bench: Bench, search: Search) -> None:
         other = Situation(case.stage, case.counts, case.grid, case.text, seed=case.seed + 1000)
         used, unused = fresh(strategy), fresh(strategy)
         before = _held(used)
-        for first, second in zip(bench.views(used, other), bench.views(used, case), strict=True):
-            crashed(used, bench, first)
-            _compare(bench, sound(used, bench, second), sound(unused, bench, second))
+        try:
+            for first, second in zip(bench.views(used, other), bench.views(used, case), strict=True):
+                crashed(used, bench, first)
+                _compare(bench, sound(used, bench, second), sound(unused, bench, second))
+        except Holding as held:
+            raise Breach(str(held.__cause__), do=_STATELESS) from held
         changed = sorted(name for name, value in _held(used).items() if before.get(name) != value)
         if changed:
             raise Breach(f"after a call it holds something new in {', '.join(changed)}", do=_STATELESS)

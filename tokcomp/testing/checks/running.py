@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokcomp.errors import CompatibilityError, TokcompError
+from tokcomp.errors import CompatibilityError, StateError, TokcompError
 from tokcomp.pipeline import Pipeline
 from tokcomp.testing.benches import Bench
 from tokcomp.testing.instances import fresh
-from tokcomp.testing.report import Breach, Unchecked
+from tokcomp.testing.report import Breach, Holding, Unchecked
 from tokcomp.testing.search import Search
 from tokcomp.testing.tiny import batch, pixels, prompt, tiny_model
 from tokcomp.types import UndeclaredSignalError, debug_checks
@@ -50,6 +50,8 @@ def model(strategy: Any, bench: Bench, search: Search) -> dict[str, str]:
             records = list(trace.requests)
     except CompatibilityError as refusal:
         raise Unchecked(f"the tiny model is refused: {refusal}") from refusal
+    except StateError as error:
+        raise Holding() from error
     except UndeclaredSignalError as error:
         raise Unchecked("it reads a signal that it does not declare: see the rule 'needs'") from error
     except Exception as error:
