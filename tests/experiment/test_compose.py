@@ -29,7 +29,7 @@ WRONG = {
     "vison=tome": "'vison' is not a setting of `tokcomp run`; did you mean 'vision'?",
     "sed=2": "'sed' is not a setting of `tokcomp run`; did you mean 'seed'?",
     "prefill.layer=3": "'layer' is not a setting of prefill 'none', which has none: choose a strategy with prefill=NAME",
-    "model.pth=x": "'pth' is not a setting of model 'tiny'; did you mean 'path'? it takes: attention, ",
+    "model.pth=x": "'pth' is not a setting of model 'tiny'; did you mean 'path'? it takes: adapter, attention, ",
     "measure.timin=false": "'timin' is not a setting of measure; did you mean 'timing'?",
     "vision.r=[1": "'vision.r=[1' cannot be read: give name=value",
     "vision": "'vision' cannot be read: give name=value",
