@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from torch import Tensor
 
 from tests.models.families import families
@@ -142,6 +144,8 @@ def conversation(family: Any, first: Any, answered: Tensor, second: Any) -> dict
 )
 @torch.no_grad()
 def test_generate_takes_the_whole_conversation_and_the_new_images(name: str) -> None:
+    if name == "gemma3" and Version(transformers.__version__) < Version("5.24"):
+        pytest.skip("its own code for masks does not take a cache shorter than the conversation")
     family = families()[name]
     model = family.model()
     pipeline = Pipeline({"name": "uniform", "keep_ratio": 0.5}, {"name": "fastv", "keep_ratio": 0.5}, SNAPKV)
