@@ -12,6 +12,7 @@ import yaml
 
 from tests.docs import shell
 from tests.docs.blocks import LANGUAGES, PAGES, Block, blocks, name_of, of_page
+from tests.plugins_in_a_folder import installing
 from tokcomp.registry import REGISTRIES
 
 READERS = {"yaml": yaml.safe_load, "toml": tomllib.loads, "json": json.loads}
@@ -53,12 +54,13 @@ def test_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.chdir(tmp_path)
     shell.fixtures(tmp_path)
     names: dict[str, object] = {"__name__": "page"}
-    for block in of_page(page):
-        try:
-            run(page, block, names)
-        except Exception as error:
-            error.add_note(f"in the block at {name_of(page)}:{block.line}")
-            raise
+    with installing(tmp_path, monkeypatch):  # modules that a page writes and imports are forgotten afterwards
+        for block in of_page(page):
+            try:
+                run(page, block, names)
+            except Exception as error:
+                error.add_note(f"in the block at {name_of(page)}:{block.line}")
+                raise
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
