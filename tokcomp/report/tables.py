@@ -76,7 +76,7 @@ def _caption(result: Result) -> str:
     text = f"{accuracy.samples} questions, {accuracy.headline_samples} in the headline; interval: 95 % (Wilson)"
     time = result.compressed.time
     if time is not None:
-        text += f"; times: a batch of {time.batch_size}, median of {time.repeats}"
+        text += f"; times: a batch of {time.batch_size}, median of {time.repeats}, their shares the medians of pairs"
     return text
 
 
