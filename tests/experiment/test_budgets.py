@@ -56,6 +56,30 @@ def test_a_budget_is_met_by_the_stage_that_decides_it(
             assert getattr(met.config, stage) == build_strategy(stage, name)
 
 
+@pytest.mark.parametrize(
+    ("budget", "stage", "spec", "chosen"),
+    [
+        ({"kv_bytes": 0.4}, "cache", {"name": "adakv", "base": {"name": "knorm", "keep_tokens": 70}}, ["knorm"]),
+        ({"kv_bytes": 0.4}, "cache", {"name": "merging", "base": {"name": "h2o", "heavy_tokens": 9, "recent_tokens": 9}},
+         ["h2o"]),
+        ({"equivalent_tokens": 64}, "vision", {"name": "joint", "strategy": "divprune"}, ["divprune"]),
+        ({"equivalent_tokens": 64}, "prefill",
+         {"name": "schedule", "steps": [{"name": "uniform", "layer": 1}, {"name": "fastv", "layer": 4, "keep_tokens": 9}]},
+         ["uniform", "fastv"]),
+    ],
+)  # fmt: skip
+def test_a_strategy_inside_another_one_stays_what_it_is(
+    budget: dict[str, Any], stage: str, spec: dict[str, Any], chosen: list[str], held: LoadedModel
+) -> None:
+    met = meet(settings(budget, **{stage: spec}), held)
+    assert met is not None
+    inside = next(iter(met.fields.values()))
+    assert [each["name"] for each in (inside if isinstance(inside, list) else [inside])] == chosen
+    strategy = getattr(met.config, stage).spec()
+    assert stage != "prefill" or [step["layer"] for step in strategy["steps"]] == [1, 4]
+    assert abs(met.figure - met.target) <= 0.03 * met.target
+
+
 def test_calibration_does_not_look_at_the_questions_of_the_run() -> None:
     config = settings({"equivalent_tokens": 64}, prefill="fastv")
     asked = {sample.id for sample in config.benchmark.load()}
@@ -68,6 +92,11 @@ def test_calibration_does_not_look_at_the_questions_of_the_run() -> None:
         ({"equivalent_tokens": 64}, {"cache": "h2o"}, "no stage of this run can give way"),
         ({"equivalent_tokens": 500}, {"prefill": "fastv"}, "cannot be reached"),
         ({"equivalent_tokens": 5}, {"prefill": "fastv"}, "cannot be reached"),
+        (
+            {"equivalent_tokens": 64},
+            {"prefill": {"name": "schedule", "steps": ["pyramiddrop"]}},
+            "step 'pyramiddrop' has no keep_ratio",
+        ),
     ],
 )
 def test_what_cannot_be_reached_is_said(

@@ -6,7 +6,7 @@ vision reducer). The value of its setting is calibrated on questions that the ru
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,25 +41,33 @@ class Met:
     tried: int
 
 
-def rule_of(stage: str, name: str, loaded: LoadedModel) -> Searched:
-    """How a strategy's cost follows from one value.
+def rule_of(stage: str, spec: Mapping[str, Any], loaded: LoadedModel) -> Searched:
+    """How a strategy's cost follows from one value. What it has inside stays what it is, at another budget.
 
     Raises:
         UnreachableError: it has no budget of its own, or how to set it is not declared.
     """
+    name = str(spec["name"])
     rule = RULES.get((stage, name))
-    if isinstance(rule, Searched):
-        return rule
     if isinstance(rule, Without):
         raise UnreachableError(f"{stage} '{name}' cannot be brought to a budget: {rule.reason}")
+    if (stage, name) in _INSIDE:
+        return _of_inner(stage, _INSIDE[stage, name], spec, loaded)
+    if (stage, name) == ("prefill", "schedule"):
+        return _of_steps(spec["steps"])
+    if isinstance(rule, Searched):
+        return rule
     if isinstance(rule, Direct):
         direct, tower = rule, loaded.shape.tower
         tokens = tower.grid[0] * tower.grid[1] if tower is not None and tower.grid is not None else 0
         blocks = (loaded.shape.feature_block or 0) + 1
-        return Searched(Search("its share", 0.01, 1.0), lambda share: direct.fields(share, tokens, blocks))
+        return Searched(
+            Search("its share", 0.01, 1.0),
+            lambda share: _without_numbers(stage, name, direct.fields(share, tokens, blocks)),
+        )
     if "keep_ratio" in REGISTRIES[stage][name].model_fields:
         return Searched(
-            Search("keep_ratio", 0.005, 1.0), lambda share: {"keep_ratio": share, **_no_number(stage, name)}
+            Search("keep_ratio", 0.005, 1.0), lambda share: _without_numbers(stage, name, {"keep_ratio": share})
         )
     raise UnreachableError(
         f"{stage} '{name}' has no keep_ratio, and how else it is brought to a budget is not declared: add it to "
@@ -67,9 +75,35 @@ def rule_of(stage: str, name: str, loaded: LoadedModel) -> Searched:
     )
 
 
-def _no_number(stage: str, name: str) -> dict[str, None]:
-    """A number of tokens that the user gave would contradict the share."""
-    return {"keep_tokens": None} if "keep_tokens" in REGISTRIES[stage][name].model_fields else {}
+_INSIDE = {("cache", "adakv"): "base", ("cache", "merging"): "base", ("vision", "joint"): "strategy"}
+"""Strategies whose budget is that of the strategy in this field."""
+
+
+def _of_inner(stage: str, field: str, spec: Mapping[str, Any], loaded: LoadedModel) -> Searched:
+    inner = spec[field]
+    rule = rule_of(stage, inner, loaded)
+    return Searched(rule.search, lambda value: {field: {**inner, **rule.fields(value)}})
+
+
+def _of_steps(steps: Sequence[Mapping[str, Any]]) -> Searched:
+    """One share for all filters of a schedule."""
+    for step in steps:
+        if "keep_ratio" not in REGISTRIES["prefill"][str(step["name"])].model_fields:
+            raise UnreachableError(
+                f"prefill 'schedule' cannot be brought to a budget: its step '{step['name']}' has no keep_ratio"
+            )
+
+    def fields(share: float) -> dict[str, Any]:
+        ratios = [_without_numbers("prefill", str(step["name"]), {"keep_ratio": share}) for step in steps]
+        return {"steps": [{**step, **ratio} for step, ratio in zip(steps, ratios, strict=True)]}
+
+    return Searched(Search("keep_ratio of its steps", 0.005, 1.0), fields)
+
+
+def _without_numbers(stage: str, name: str, fields: dict[str, Any]) -> dict[str, Any]:
+    """Fields that are shares, and None for those that would contradict them: numbers of tokens that the user gave."""
+    numbers = {field.replace("_ratio", "_tokens") for field in fields if field.endswith("_ratio")}
+    return {**fields, **dict.fromkeys(sorted(numbers & set(REGISTRIES[stage][name].model_fields)))}
 
 
 def calibration_samples(benchmark: Benchmark, count: int) -> Sequence[Sample]:
@@ -92,7 +126,7 @@ def meet(
         return None
     measure, value = wanted
     stage, spec = _giving_way(config, measure)
-    rule = rule_of(stage, str(spec["name"]), loaded)
+    rule = rule_of(stage, spec, loaded)
     questions = (samples or (lambda: calibration_samples(config.benchmark, config.budget.samples)))()
     # FLOPs and bytes are given as shares of the dense model's.
     target = value if measure == "equivalent_tokens" else value * measured(loaded, questions, Pipeline())[measure]
