@@ -203,6 +203,7 @@ def test_run_writes_its_record_and_prints_its_table(command: Command, untrained:
     assert ended.status == 0, ended.err
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     assert result["status"] == "ok"
+    assert result["overrides"] == [f"model.path={untrained}", "preset=tome+fastv+h2o", *QUICK]
     assert [result["config"][stage]["name"] for stage in ("vision", "prefill", "cache")] == ["tome", "fastv", "h2o"]
     assert "tiny on scenes: vision tome, prefill fastv, cache h2o" in ended.out
     assert f"written to {tmp_path}/out/result.json" in ended.out

@@ -21,7 +21,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"benchmark": {"name": "scenes", "kinds": ["coun"]}}, "unknown question kind 'coun'; did you mean 'count'?"),
     ({"benchmark": "sceens"}, "unknown benchmark 'sceens'; did you mean 'scenes'?"),
     ({"device": "cpuu"}, "device=cpuu is not known: give cpu, cuda"),
-    ({"device": "cuda:99"}, "device=cuda:99 cannot be used here"),
+    ({"device": "cuda:x"}, "device=cuda:x is not known: give cpu, cuda"),
     ({"dtype": "int8"}, "dtype='int8': input should be 'float32', 'float16' or 'bfloat16'"),
     ({"measure": {"repeats": 0}}, "measure.repeats=0: input should be greater than or equal to 1"),
     ({"measure": {"repeat": 1}}, "'repeat' is not a setting of measure; did you mean 'repeats'?"),

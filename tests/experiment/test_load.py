@@ -8,10 +8,13 @@ import pytest
 import torch
 from PIL import Image
 
+from tokcomp.cli.main import main
 from tokcomp.embedded.dataset import prompt
 from tokcomp.errors import ConfigurationError
-from tokcomp.experiment.config import ModelConfig
+from tokcomp.experiment.config import ModelConfig, RunConfig
 from tokcomp.experiment.load import LoadedModel, load_model, load_shape
+from tokcomp.experiment.result import Result
+from tokcomp.experiment.run import run_recorded
 
 RED = Image.new("RGB", (96, 96), (200, 20, 20))
 
@@ -31,6 +34,18 @@ def test_a_template_of_the_users(untrained: Path) -> None:
     config = ModelConfig(path=str(untrained), prompt="USER: <image> {question} ASSISTANT:")
     loaded = load_model(config, device="cpu", dtype=torch.float32)
     assert loaded.prompt("a {b} ?") == "USER: <image> a {b} ? ASSISTANT:"
+
+
+def test_a_device_that_is_not_here_is_refused_where_a_model_is_loaded(
+    untrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = RunConfig.resolve({"model": {"path": str(untrained)}, "device": "cuda:99"})
+    with pytest.raises(ConfigurationError, match="device=cuda:99 cannot be used here"):
+        run_recorded(config, tmp_path)
+    assert Result.read(tmp_path / "result.json").status == "failed"
+    assert main(["run", f"model.path={untrained}", "device=cuda:99", f"hydra.run.dir={tmp_path / 'run'}"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
 
 
 def test_batches_are_padded_on_the_left(loaded: LoadedModel) -> None:

@@ -14,7 +14,7 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn
 from hydra.errors import MissingConfigException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from benchmarks.kills import disturbed, starter, swept
 from benchmarks.stores import table
@@ -26,7 +26,7 @@ from tokcomp.experiment.config import RunConfig
 from tokcomp.experiment.launch import launcher_settings
 from tokcomp.experiment.result import Result
 from tokcomp.experiment.store import Store, key_of
-from tokcomp.experiment.sweep import default_folder, sweep
+from tokcomp.experiment.sweep import Outcome, _wait_for_others, default_folder, sweep
 from tokcomp.experiment.worker import execute
 
 AXES = ["vision=none,pool", "cache=none,h2o"]
@@ -105,6 +105,41 @@ def test_a_launcher_that_is_not_installed_says_what_brings_it(monkeypatch: pytes
     monkeypatch.setattr("hydra.compose", composed)
     with pytest.raises(ConfigurationError, match=r"hydra/launcher=ray is not installed: pip install 'tokcomp\[ray\]'"):
         launcher_settings(read_axes(["vision=none,tome", "hydra/launcher=ray"]))
+
+
+@pytest.mark.parametrize(
+    ("target", "here"),
+    [
+        ("hydra._internal.core_plugins.basic_launcher.BasicLauncher", True),
+        ("hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher", False),
+    ],
+)
+def test_only_jobs_that_run_here_need_their_device_here(
+    target: str, here: bool, untrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launched: list[int] = []
+    chosen = OmegaConf.create({"hydra": {"launcher": {"_target_": target}}})
+    monkeypatch.setattr("hydra.compose", lambda *_, **__: chosen)
+    monkeypatch.setattr("tokcomp.experiment.sweep.launch", lambda axes, *_: launched.append(axes.size))
+    line = [text for text in given(untrained, tmp_path, *AXES) if text != "device=cpu"]
+    if here:
+        with pytest.raises(ConfigurationError, match="device=cuda:99 cannot be used here"):
+            sweep([*line, "device=cuda:99"])
+    else:
+        sweep([*line, "device=cuda:99"])
+    assert launched == ([] if here else [4])
+
+
+def test_a_run_of_another_device_is_waited_for_and_not_made(untrained: Path, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    line = [
+        text for text in given(untrained, tmp_path, "vision=pool", "device=cuda:99") if not text.startswith("hydra")
+    ]
+    store.note("a", outcome="busy", key="0" * 16, overrides=line)
+    outcome = Outcome(store, 1)
+    _wait_for_others(outcome, "a", lambda _: None)
+    assert (outcome.found, outcome.done, outcome.failed, outcome.ended) == ([], [], {}, 0)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_presets_are_tried_with_every_stage() -> None:

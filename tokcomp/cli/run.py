@@ -38,6 +38,7 @@ def execute(options: argparse.Namespace) -> int:
     from tokcomp.deprecation import current_overrides
     from tokcomp.experiment.compose import compose
     from tokcomp.experiment.config import RunConfig, config_hash
+    from tokcomp.experiment.environment import refuse_unusable
 
     overrides = current_overrides(options.overrides)
     config = RunConfig.resolve(compose(overrides))
@@ -47,6 +48,7 @@ def execute(options: argparse.Namespace) -> int:
         print(OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json"))).rstrip())
         print(f"# config_hash: {config_hash(config)}")
         return 0
+    refuse_unusable(config.device)
     _refuse_unwritable(overrides)
     _run_with_hydra(overrides)
     return 0
@@ -105,6 +107,7 @@ def _job(settings: Any) -> None:
     from rich.console import Console
     from transformers.utils import logging
 
+    from tokcomp.experiment.axes import plain
     from tokcomp.experiment.config import RunConfig
     from tokcomp.experiment.run import RESULT, run_recorded
     from tokcomp.report.tables import accuracy_table, run_table
@@ -114,7 +117,9 @@ def _job(settings: Any) -> None:
     folder = Path(HydraConfig.get().runtime.output_dir)
     console = Console()
     with _shown(console) as progress:
-        result = run_recorded(config, folder, progress=progress)
+        result = run_recorded(
+            config, folder, progress=progress, overrides=[plain(text) for text in HydraConfig.get().overrides.task]
+        )
     console.print(run_table(result))
     console.print(accuracy_table(result))
     console.print(f"written to {folder / RESULT}", soft_wrap=True, highlight=False)

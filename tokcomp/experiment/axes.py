@@ -101,13 +101,17 @@ def _parsed(parser: OverridesParser, text: str) -> Override:
         ) from None
 
 
-def refuse_wrong(axes: Axes) -> None:
+def refuse_wrong(axes: Axes) -> set[str]:
     """Compose every part of the sweep once. Settings of one stage are tried in all their combinations, stages one after
     the other, so that the work grows with the sum of the axes and not with their product.
+
+    Returns:
+        The devices that the runs ask for.
 
     Raises:
         ConfigurationError: an unknown option, a setting that does not exist or is out of range.
     """
+    devices: set[str] = set()
     sections: dict[str, list[str]] = {}
     for key in axes.swept:
         sections.setdefault(key.partition(".")[0].partition("/")[0], []).append(key)
@@ -117,4 +121,5 @@ def refuse_wrong(axes: Axes) -> None:
         varied = [*everywhere, *keys]
         for values in itertools.product(*(axes.swept[key] for key in varied)):
             chosen = {**first, **dict(zip(varied, values, strict=True))}
-            RunConfig.resolve(compose([*axes.fixed, *chosen.values()]))
+            devices.add(RunConfig.resolve(compose([*axes.fixed, *chosen.values()])).device)
+    return devices

@@ -11,8 +11,10 @@ from typing import Any
 import torch
 
 import tokcomp
+from tokcomp.errors import ConfigurationError
+from tokcomp.experiment.config import DEVICES
 
-__all__ = ["describe"]
+__all__ = ["describe", "refuse_unusable"]
 
 _PACKAGES = ("torch", "transformers", "hydra-core", "pydantic", "numpy", "pillow")
 
@@ -28,8 +30,28 @@ def describe(device: str) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "device": device,
-        "device_name": torch.cuda.get_device_name(device) if device.startswith("cuda") else None,
+        "device_name": _device_name(device),
     }
+
+
+def refuse_unusable(device: str) -> None:
+    """Raise where this machine cannot use a device.
+
+    Raises:
+        ConfigurationError: it has no such device, or torch was built without it.
+    """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # a CPU build of torch asserts
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigurationError(f"device={device} cannot be used here ({reason}): {DEVICES}") from None
+
+
+def _device_name(device: str) -> str | None:
+    """The GPU's name; a run that failed because there is none has a record, too."""
+    if not device.startswith("cuda") or (torch.device(device).index or 0) >= torch.cuda.device_count():
+        return None
+    return torch.cuda.get_device_name(device)
 
 
 def _version(name: str) -> str | None:

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import Any, NamedTuple, TextIO, cast
 
 from hydra.errors import HydraException, MissingConfigException
 from hydra.experimental.callback import Callback
@@ -23,9 +23,24 @@ from tokcomp.experiment.paths import config_dir
 from tokcomp.experiment.worker import job
 from tokcomp.registry import REGISTRIES
 
-__all__ = ["Forget", "launch", "launcher_settings"]
+__all__ = ["Forget", "Launcher", "launch", "launcher_settings"]
 
 _EXTRAS = {"joblib": "sweep", "ray": "ray", "submitit_slurm": "slurm", "submitit_local": "slurm"}
+
+
+_HERE = (".BasicLauncher", ".JoblibLauncher", ".LocalLauncher")
+
+
+class Launcher(NamedTuple):
+    """What runs the jobs.
+
+    Attributes:
+        settings: what else Hydra is to be told.
+        here: whether all jobs run on this machine.
+    """
+
+    settings: tuple[str, ...]
+    here: bool
 
 
 class Forget(Callback):
@@ -36,11 +51,8 @@ class Forget(Callback):
         job_return.cfg = job_return.hydra_cfg = None
 
 
-def launcher_settings(axes: Axes) -> list[str]:
+def launcher_settings(axes: Axes) -> Launcher:
     """Check what Hydra is told, and that the cluster of a Ray launcher answers.
-
-    Returns:
-        What else Hydra is to be told.
 
     Raises:
         ConfigurationError: an unknown launcher or setting, or a cluster that does not answer.
@@ -56,15 +68,17 @@ def launcher_settings(axes: Axes) -> list[str]:
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigurationError(first_lines(error)) from None
     assert isinstance(launcher, dict)
-    if not str(launcher.get("_target_", "")).endswith(".RayLauncher"):
-        return []
+    target = str(launcher.get("_target_", ""))
+    if not target.endswith(".RayLauncher"):
+        return Launcher((), target.endswith(_HERE))
     init = launcher["ray"]["init"]
     address = address_of(init)
     if address is None:  # Ray would look for a cluster that happens to run here
-        return ["hydra.launcher.ray.init.address=local"]
+        return Launcher(("hydra.launcher.ray.init.address=local",), here=True)
     refuse_silent(address, init)
     # The launcher would give the object store a size, which only whoever starts a cluster may.
-    return [] if "object_store_memory" in init else ["+hydra.launcher.ray.init.object_store_memory=null"]
+    sized = () if "object_store_memory" in init else ("+hydra.launcher.ray.init.object_store_memory=null",)
+    return Launcher(sized, here=False)
 
 
 def _missing(told: str) -> str:

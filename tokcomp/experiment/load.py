@@ -13,6 +13,7 @@ from PIL import Image
 from tokcomp.errors import ConfigurationError
 from tokcomp.experiment.checkpoint import loading, refuse_other_formats, refuse_too_large
 from tokcomp.experiment.config import ModelConfig
+from tokcomp.experiment.environment import refuse_unusable
 from tokcomp.measure.shape import ModelShape
 from tokcomp.models.adapter import use_adapter
 
@@ -122,11 +123,12 @@ def load_model(config: ModelConfig, *, device: str, dtype: torch.dtype) -> Loade
     """Load the model and its processor, safetensors only.
 
     Raises:
-        ConfigurationError: there is no such checkpoint, it cannot be reached or read, it does not fit into memory, or it has
-            no chat template and no ``model.prompt`` was given.
+        ConfigurationError: the device cannot be used here, there is no such checkpoint, it cannot be reached or read, it does
+            not fit into memory, or it has no chat template and no ``model.prompt`` was given.
     """
     from transformers import AutoProcessor
 
+    refuse_unusable(device)
     path, given = model_path(config), _given(config)
     processor = loading(config, path, lambda: AutoProcessor.from_pretrained(path, **given))
     if config.prompt is None and getattr(processor, "chat_template", None) is None:

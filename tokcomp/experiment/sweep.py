@@ -14,8 +14,9 @@ from tokcomp.errors import ConfigurationError
 from tokcomp.experiment.axes import Axes, read_axes, refuse_wrong
 from tokcomp.experiment.compose import compose
 from tokcomp.experiment.config import RunConfig
+from tokcomp.experiment.environment import refuse_unusable
 from tokcomp.experiment.launch import launch, launcher_settings
-from tokcomp.experiment.store import Store
+from tokcomp.experiment.store import Store, key_of
 from tokcomp.experiment.worker import execute
 
 __all__ = ["Outcome", "default_folder", "sweep"]
@@ -69,8 +70,10 @@ def sweep(overrides: Sequence[str], watch: Callable[[Outcome], None] = lambda ou
             cannot be written.
     """
     axes = read_axes(overrides)
-    refuse_wrong(axes)
-    settings = launcher_settings(axes)
+    devices = refuse_wrong(axes)
+    launcher = launcher_settings(axes)
+    for device in devices if launcher.here else ():
+        refuse_unusable(device)
     given = dict(text.split("=", 1) for text in axes.hydra if text.startswith("hydra.sweep.dir="))
     folder = Path(given.get("hydra.sweep.dir", str(default_folder(axes))).strip("'\"")).absolute()
     if "${" in str(folder):
@@ -81,7 +84,7 @@ def sweep(overrides: Sequence[str], watch: Callable[[Outcome], None] = lambda ou
     name = f"{os.getpid()}-{os.urandom(4).hex()}"
     outcome = Outcome(store, axes.size)
     with _watching(outcome, name, watch):
-        outcome.broken = launch(axes, settings, folder, name)
+        outcome.broken = launch(axes, launcher.settings, folder, name)
     _wait_for_others(outcome, name, watch)
     return outcome
 
@@ -118,10 +121,24 @@ def _read(outcome: Outcome, name: str) -> None:
 
 
 def _wait_for_others(outcome: Outcome, name: str, watch: Callable[[Outcome], None]) -> None:
-    """Runs that another sweep was making when their turn came: wait for each, or make it where the other one died."""
+    """Runs that another sweep was making when their turn came: wait for each, or make it where the other one died and this
+    machine can."""
     for line in outcome.store.journal(name):
         if line["outcome"] == "busy":
             config = RunConfig.resolve(compose(line["overrides"]))
-            execute(outcome.store, config, sweep=name, overrides=line["overrides"], wait=True)
+            if key_of(config) == line["key"] and _usable(config.device):
+                execute(outcome.store, config, sweep=name, overrides=line["overrides"], wait=True)
+            else:  # the job's machine had another device than this one
+                with outcome.store.claim(line["key"], wait=True):
+                    if outcome.store.good(line["key"]) is not None:
+                        outcome.store.note(name, outcome="found", key=line["key"], overrides=line["overrides"])
             _read(outcome, name)
             watch(outcome)
+
+
+def _usable(device: str) -> bool:
+    try:
+        refuse_unusable(device)
+    except ConfigurationError:
+        return False
+    return True
