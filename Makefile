@@ -82,8 +82,7 @@ results: env  ## the tables and pictures of README and site, from runs on the em
 library: env  ## every strategy at 50, 25, 11 and 6 %: records, tables and curves of the site; goes on where it stopped
 	OMP_NUM_THREADS=1 $(BIN)/python docs/library.py --workers $(WORKERS) --samples $(SAMPLES)
 
-bench: env  ## speed and memory of small shapes on the CPU, beside bounds and published code paths; a sweep (10 minutes)
-	$(BIN)/python -m benchmarks.sweep --samples 100
+bench: env  ## speed and memory of small shapes on the CPU, beside bounds and published code paths (8 minutes)
 	$(BIN)/python -m benchmarks.cpu --minutes 8
 
 bench-sweeps: env  ## sweeps and reports: overhead, launchers, kills, ten thousand runs (half an hour)

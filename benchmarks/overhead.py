@@ -14,6 +14,7 @@ import argparse
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -54,7 +55,7 @@ class Stopwatch:
             self.taken = tuple(sum + end - start for sum, start, end in zip(self.taken, begun, now(), strict=True))
 
 
-def measured(questions: int, folder: Path) -> dict[str, Any]:
+def measured(questions: int, folder: Path, axes: Sequence[str] = AXES) -> dict[str, Any]:
     """Run the sweep here and now."""
     generate, inputs = Stopwatch(LoadedModel.generate), Stopwatch(LoadedModel.inputs)
     load, first = Stopwatch(worker.load_model), Stopwatch(worker.execute)
@@ -65,7 +66,7 @@ def measured(questions: int, folder: Path) -> dict[str, Any]:
         mock.patch.object(worker, "load_model", load),
         mock.patch.object(worker, "execute", first),
     ):
-        outcome = sweep([*AXES, *QUIET, f"benchmark.samples={questions}", f"hydra.sweep.dir={folder}"])
+        outcome = sweep([*axes, *QUIET, f"benchmark.samples={questions}", f"hydra.sweep.dir={folder}"])
     ended = now()
     if outcome.failed or outcome.broken or first.first is None:
         raise RuntimeError(f"the sweep failed: {outcome.failed or outcome.broken}")
@@ -74,7 +75,7 @@ def measured(questions: int, folder: Path) -> dict[str, Any]:
     for unit, place in (("seconds", 0), ("processor_seconds", 1)):
         whole, model = ended[place] - begun[place], generate.taken[place] + inputs.taken[place]
         start = first.first[place] - begun[place] + load.taken[place]
-        row |= {unit: whole, f"model_{unit}": model, f"start_{unit}": start, "model_share": model / whole,
+        row |= {unit: whole, f"model_{unit}": model, f"start_{unit}": start,
                 f"overhead_per_job_{unit}": (whole - start - model) / jobs}  # fmt: skip
     return row
 

@@ -28,14 +28,16 @@ def tables() -> dict[str, Callable[[], str]]:
         f"speed-{device}-{name}": lambda device=device, make=make: _made(device, make)
         for device in ("cpu", "gpu") for name, make in makers.items()
     }  # fmt: skip
-    return {**made, "speed-sweep": lambda: _made("sweep", sweep)}
+    return {**made, "speed-sweep": lambda: _made("overhead", sweep)}
 
 
-def _made(device: str, make: Callable[[dict[str, Any]], str]) -> str:
-    path = RESULTS / f"{device}.json"
+_COMMANDS = {"cpu": "make bench", "gpu": "make bench-gpu", "overhead": "make bench-sweeps"}
+
+
+def _made(name: str, make: Callable[[dict[str, Any]], str]) -> str:
+    path = RESULTS / f"{name}.json"
     if not path.is_file():
-        command, what = ("make bench-gpu", "a GPU run") if device == "gpu" else ("make bench", f"a {device} run")
-        return f"_No record of {what} is committed yet: `{command}` writes it._"
+        return f"_No such record is committed yet: `{_COMMANDS[name]}` writes it._"
     text = make(json.loads(path.read_text(encoding="utf-8")))
     return text or "_Not measured in this run._"
 
@@ -153,12 +155,12 @@ def decode(record: dict[str, Any]) -> str:
 
 def sweep(record: dict[str, Any]) -> str:
     """How much of a sweep the model works."""
-    rows = of_kind(record, "sweep")
-    if not rows:
-        return ""
-    row = rows[0]
-    return (f"`{record['command']}`: {row['runs']} runs of {row['samples']} questions took {row['seconds']:.0f} s, of which the "
-            f"model worked {row['model_seconds']:.0f} s, {percent(row['share'])}.")  # fmt: skip
+    told = [
+        f"{row['jobs']} runs of {row['questions']} questions took {row['seconds']:.0f} s, of which the model worked "
+        f"{row['model_seconds']:.0f} s, {percent(row['model_seconds'] / row['seconds'])}"
+        for row in of_kind(record, "sweep")
+    ]
+    return f"`{record['command']}`: {'; '.join(told)}." if told else ""
 
 
 def operations(record: dict[str, Any]) -> str:

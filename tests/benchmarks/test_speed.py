@@ -12,13 +12,13 @@ import torch
 
 from benchmarks.cells import Cell
 from benchmarks.operations import counted
+from benchmarks.overhead import measured
 from benchmarks.pipelines import named_pipelines
 from benchmarks.plan import Plan
 from benchmarks.records import Log
 from benchmarks.rounds import in_rounds
 from benchmarks.selection_time import selection_clock
 from benchmarks.shapes import TINY, build, prompt
-from benchmarks.sweep import measured
 from tests.docs.test_generated import load
 from tokcomp import Pipeline
 
@@ -91,10 +91,12 @@ def test_a_steeper_step_is_told() -> None:
 
 
 def test_the_models_share_of_a_sweep(tmp_path: Path) -> None:
-    found = measured(2, tmp_path / "store", ("prefill=fastv", "measure.timing=false", "measure.memory=false"))
-    assert found["runs"] == 1
-    assert 0 < found["model_seconds"] < found["seconds"]
-    assert found["calls"] == 2  # dense and compressed, a batch each
+    found = measured(2, tmp_path / "store", ("prefill=none,fastv",))
+    assert (found["jobs"], found["questions"]) == (2, 2)
+    for unit in ("seconds", "processor_seconds"):
+        whole, model, start, rest = (found[of + unit] for of in ("", "model_", "start_", "overhead_per_job_"))
+        assert min(model, start, rest) > 0
+        assert model + start + 2 * rest == pytest.approx(whole)
 
 
 def test_a_step_that_fails_or_does_not_fit_is_named(tmp_path: Path) -> None:
