@@ -65,12 +65,12 @@ def installing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Instal
         monkeypatch.setattr(registry, "_plugins_loaded", False)
         for each in registry.REGISTRIES.values():
             monkeypatch.setattr(each, "_loaded", False)
-        for cached in (plugins._owned, base._load_plugins, adapter._load_plugins):
+        for cached in (plugins.points, plugins._owned, base._load_plugins, adapter._load_plugins):
             cached.cache_clear()
 
     yield install
     for name in set(sys.modules) - known:
         if str(folder) in str(getattr(sys.modules[name], "__file__", "")):
             del sys.modules[name]
-    for cached in (plugins._owned, base._load_plugins, adapter._load_plugins):
+    for cached in (plugins.points, plugins._owned, base._load_plugins, adapter._load_plugins):
         cached.cache_clear()

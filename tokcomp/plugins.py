@@ -41,8 +41,9 @@ class Origin:
         return self.kind if self.kind == "built-in" else f"{self.name} {self.version}".strip()
 
 
+@cache
 def points(group: str) -> tuple[EntryPoint, ...]:
-    """The entry points of a group, by distribution and name."""
+    """The entry points of a group, by distribution and name, as this process found them first."""
     found = entry_points(group=group)
     return tuple(sorted(found, key=lambda point: (_distribution(point), point.name)))
 

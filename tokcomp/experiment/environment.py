@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,7 @@ def _device_name(device: str) -> str | None:
     return torch.cuda.get_device_name(device)
 
 
+@cache
 def _version(name: str) -> str | None:
     try:
         return version(name)
@@ -61,6 +63,7 @@ def _version(name: str) -> str | None:
         return None
 
 
+@cache
 def _cpu() -> str:
     """The processor's name; Linux tells it in a file, other systems by ``platform``."""
     info = Path("/proc/cpuinfo")

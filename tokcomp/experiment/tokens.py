@@ -73,7 +73,9 @@ def recorded_samples(record: Record, *, shape: ModelShape, pipeline: Pipeline, p
         text_rows: text tokens of each sample after its last image.
     """
     now, read = record.cache_lengths, record.decode_lengths or ()  # read once: they are computed for the whole batch
-    found = []
+    rows, first = record.rows_of, 0
+    found: list[tuple[SampleTokens, Workload]] = []
+    works: dict[_OneSample, Workload] = {}  # many samples of a batch make the same work
     for sample, new in enumerate(new_tokens):
         sequence = tuple(layer[sample] for layer in record.sequence_tokens)
         if read:
@@ -92,23 +94,47 @@ def recorded_samples(record: Record, *, shape: ModelShape, pipeline: Pipeline, p
             cache_lengths=after_prefill,
             new_tokens=new,
         )
-        counted = _OneSample(record, sample, tokens, decode)
-        work = workload_from_record(counted, shape, pipeline=pipeline, new_tokens=new, text_rows=text_rows[sample])
-        found.append((tokens, work))
+        mine = slice(first, first + rows[sample])
+        one = _OneSample(
+            tokens,
+            decode,
+            tuple(block[mine] for block in record.tower_tokens),
+            record.projector_tokens[mine],
+            text_rows[sample],
+        )
+        if one not in works:
+            works[one] = workload_from_record(one, shape, pipeline=pipeline, new_tokens=new, text_rows=one.text_rows)
+        found.append((tokens, works[one]))
+        first = mine.stop
     return found
 
 
+@dataclass(frozen=True)
 class _OneSample:
     """A batch of one with its own number of decoding steps, in the form in which work is counted."""
 
-    def __init__(self, record: Record, sample: int, tokens: SampleTokens,
-                 decode: Sequence[Sequence[float]]) -> None:  # fmt: skip
-        first = sum(record.rows_of[:sample])
-        mine = slice(first, first + record.rows_of[sample])
-        self.sequence_tokens = [(count,) for count in tokens.sequence_tokens]
-        self.vision_tokens = [(count,) for count in tokens.vision_tokens]
-        self.cache_lengths = [(count,) for count in tokens.cache_lengths]
-        self.rows_of = (record.rows_of[sample],)
-        self.tower_tokens = [block[mine] for block in record.tower_tokens]
-        self.projector_tokens = record.projector_tokens[mine]
-        self.decode_lengths = [[(length,) for length in step] for step in decode]
+    tokens: SampleTokens
+    decode: tuple[tuple[float, ...], ...]
+    tower_tokens: tuple[tuple[int, ...], ...]
+    projector_tokens: tuple[int, ...]
+    text_rows: int
+
+    @property
+    def sequence_tokens(self) -> list[tuple[int]]:
+        return [(count,) for count in self.tokens.sequence_tokens]
+
+    @property
+    def vision_tokens(self) -> list[tuple[int]]:
+        return [(count,) for count in self.tokens.vision_tokens]
+
+    @property
+    def cache_lengths(self) -> list[tuple[float]]:
+        return [(count,) for count in self.tokens.cache_lengths]
+
+    @property
+    def rows_of(self) -> tuple[int]:
+        return (len(self.projector_tokens),)
+
+    @property
+    def decode_lengths(self) -> list[list[tuple[float]]]:
+        return [[(length,) for length in step] for step in self.decode]
