@@ -16,7 +16,7 @@ from tokcomp.experiment.code import code_version
 from tokcomp.experiment.compose import compose
 from tokcomp.experiment.config import RunConfig
 from tokcomp.experiment.prediction import PredictionConfig
-from tokcomp.experiment.search import read_space
+from tokcomp.experiment.space import read_space
 from tokcomp.plugins import import_object, origin_of
 from tokcomp.specs import build_strategy
 

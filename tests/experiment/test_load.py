@@ -48,6 +48,16 @@ def test_a_device_that_is_not_here_is_refused_where_a_model_is_loaded(
     assert not (tmp_path / "run").exists()
 
 
+def test_random_weights_are_the_same_in_every_run() -> None:
+    made = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        model = load_model(ModelConfig(weights="random"), device="cpu", dtype=torch.float32).model
+        made.append([torch.rand(1), *model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(made[0][1:], made[1][1:], strict=True))
+    assert not torch.equal(made[0][0], made[1][0]), "the caller's own numbers go on"
+
+
 def test_batches_are_padded_on_the_left(loaded: LoadedModel) -> None:
     inputs = loaded.inputs(["how many digits ?", "what digit is red ? what digit is red ?"], [[RED], [RED]])
     assert inputs["attention_mask"][0, 0] == 0

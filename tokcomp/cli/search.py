@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tokcomp.errors import ConfigurationError
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -48,7 +50,8 @@ def execute(options: argparse.Namespace) -> int:
         found = search(
             options.overrides, folder, trials=options.trials, cost=options.cost, seed=options.seed, watch=watch
         )
-    _print_front(console, folder, options.cost)
+    if any(found.store.records()):
+        _print_front(console, folder, options.cost)
     return _verdict(console, found, folder)
 
 
@@ -82,7 +85,11 @@ def _print_front(console: Console, folder: Path, cost: str) -> None:
     from tokcomp.report.many import runs_table
     from tokcomp.report.study import pareto_front, read_study
 
-    rows = read_study(folder).rows
+    try:
+        rows = read_study(folder).rows
+    except ConfigurationError as error:  # all failed; what was wrong with each is told next
+        console.print(str(error), style="yellow", markup=False, highlight=False, soft_wrap=True)
+        return
     console.print(f"Pareto front, accuracy against {cost}:", highlight=False)
     console.print(runs_table([rows[number] for number in pareto_front(rows, cost)]))
 

@@ -169,7 +169,7 @@ def trained_model(config: ModelConfig, device: str, dtype: torch.dtype) -> Any:
 
 
 def random_model(config: ModelConfig, *, device: str, dtype: torch.dtype) -> Any:
-    """The model with random weights, for cost studies; on the device ``meta`` it takes no memory at all.
+    """The model with random weights, always the same, for cost studies; on the device ``meta`` it takes no memory at all.
 
     Raises:
         ConfigurationError: its sizes are neither shipped nor in the checkpoint's ``config.json``, or it does not fit.
@@ -180,7 +180,10 @@ def random_model(config: ModelConfig, *, device: str, dtype: torch.dtype) -> Any
 
     def make() -> Any:
         refuse_too_large(config, sizes, device=device, dtype=dtype)
-        with torch.device(device):
+        # The same weights in every process: a run is compared with answers that another one may have made.
+        forked = range(torch.cuda.device_count()) if device.startswith("cuda") else ()
+        with torch.random.fork_rng(devices=forked), torch.device(device):
+            torch.manual_seed(0)
             return AutoModelForImageTextToText.from_config(sizes, dtype=dtype, attn_implementation=config.attention)
 
     return loading(config, str(config.shape or config.path), make).eval()
