@@ -38,7 +38,7 @@ def table(folder: Path) -> str:
             f"{row.kv_bytes:.0%}",
         ]
         lines.append("| " + " | ".join(cells) + " |")
-    questions = len(study.rows[0].ids)
+    questions = len(study.rows[0].questions)
     note = (
         f"{questions} questions per run, {sum(study.rows[0].headline)} of them in the accuracy; intervals: 95 %, Wilson. "
         "Bold: the Pareto front of accuracy against FLOPs. `*`: different from the dense model at the 5 % level, sign-flip "

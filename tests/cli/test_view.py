@@ -121,6 +121,21 @@ def test_the_picture_is_asked_for_as_the_line_says(
     assert capsys.readouterr().out == "dense: yes\ncompressed: no\nwritten to photo-tokens.png\n"
 
 
+def test_a_budget_is_met_before_the_picture_is_drawn(
+    photo: Path, untrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ratios: list[float] = []
+
+    def render(image: Any, question: str, spec: Any, model: Any, out: Path) -> dict[str, Any]:
+        ratios.append(spec["vision"]["keep_ratio"])
+        return {}
+
+    monkeypatch.setattr("tokcomp.report.view.render", render)
+    line = ["vision=random", "vision.keep_ratio=0.9", "budget.equivalent_tokens=36", "budget.samples=2"]
+    assert main(["view", str(photo), "how many ?", f"model.path={untrained}", *line, "--out", str(tmp_path / "x")]) == 0
+    assert ratios == [pytest.approx(0.25, rel=0.04)]
+
+
 def test_without_a_strategy_it_shows_mustdrop(
     photo: Path, untrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

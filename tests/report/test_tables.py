@@ -80,6 +80,7 @@ def test_numbers_are_readable() -> None:
     assert [flops_text(1e12), flops_text(999), bytes_text(1_043_000), bytes_text(0)] == [
         "1.00 TFLOPs", "999 FLOPs", "1.04 MB", "0 B"
     ]  # fmt: skip
+    assert [bytes_text(999.6e6), bytes_text(999.4e6), bytes_text(999.7)] == ["1.00 GB", "999 MB", "1.00 kB"]
     assert layer_runs([144, 144, 72.25, 3]) == "144 x2 | 72.25 | 3"
 
 

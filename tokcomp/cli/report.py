@@ -51,7 +51,7 @@ def execute(options: argparse.Namespace) -> int:
         raise ConfigurationError("give the folder of a sweep, or --compare A B")
     study = read_study(options.store, baseline=options.baseline)
     _print(console, study)
-    written = _write(study, options.out or options.store / "report", options.pictures)
+    written = _write(console, study, options.out or options.store / "report", options.pictures)
     console.print(f"written to {written}: page.html, runs.csv, runs.parquet, runs.tex, figures/", soft_wrap=True,
                   highlight=False)  # fmt: skip
     return 0
@@ -63,13 +63,16 @@ def _print(console: Console, study: Study) -> None:
     best = sorted(range(len(study.rows)), key=lambda number: -study.rows[number].accuracy)[:_SHOWN]
     rows = study.rows if len(study.rows) <= _SHOWN else [study.rows[number] for number in best]
     console.print(runs_table(rows))
+    if study.older:
+        left_out = f"{len(study.older)} older records are left out: their configurations were run again by other code"
+        console.print(left_out, style="yellow", highlight=False, soft_wrap=True)
     for line in study.unread:
         console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
     if len(study.rows) > _SHOWN or study.failed:
         console.print(f"{len(study.rows)} runs, {len(study.failed)} failed; shown: {len(rows)}", highlight=False)
 
 
-def _write(study: Study, folder: Path, pictures: bool | None) -> Path:
+def _write(console: Console, study: Study, folder: Path, pictures: bool | None) -> Path:
     from tokcomp.report.page import write_page
     from tokcomp.report.pictures import draw_pictures
     from tokcomp.report.plots import write_figures
@@ -80,7 +83,13 @@ def _write(study: Study, folder: Path, pictures: bool | None) -> Path:
         raise ConfigurationError(f"{folder} cannot be written: {error.strerror}: give another --out") from error
     drawn = {}
     if pictures or (pictures is None and len(study.rows) <= _DRAWN):
-        drawn = draw_pictures(study.rows, folder / "pictures")
+        try:
+            drawn = draw_pictures(study.rows, folder / "pictures")
+        except ConfigurationError as error:
+            if pictures:
+                raise
+            # A report may be written where the models and their device are not.
+            console.print(f"no pictures: {error}", style="yellow", markup=False, highlight=False, soft_wrap=True)
     _write_tables(study, folder)
     write_figures(study, folder / "figures")
     write_page(study, folder / "page.html", drawn)

@@ -40,6 +40,7 @@ def execute(options: argparse.Namespace) -> int:
 
     from transformers.utils import logging
 
+    from tokcomp.experiment.budgets import meet
     from tokcomp.experiment.compose import compose
     from tokcomp.experiment.config import RunConfig
     from tokcomp.experiment.load import load_model
@@ -48,7 +49,9 @@ def execute(options: argparse.Namespace) -> int:
     logging.disable_progress_bar()
     config = RunConfig.resolve(compose([*_default(options.overrides), *options.overrides]))
     loaded = load_model(config.model, device=config.device, dtype=config.torch_dtype)
-    told = render(image, options.question, config.pipeline.spec(), loaded, out)
+    met = meet(config, loaded)
+    pipeline = (config if met is None else met.config).pipeline
+    told = render(image, options.question, pipeline.spec(), loaded, out)
     for name, value in told.items():
         print(f"{name}: {value}")
     print(f"written to {out}")

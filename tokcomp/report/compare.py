@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,21 +30,44 @@ class Comparison:
     new: tuple[Row, ...]
 
 
-def _names(rows: Iterable[Row]) -> dict[str, Row]:
-    return {repr(sorted(row.config.items())): row for row in rows}
+def _configuration(row: Row) -> str:
+    return row.settings
+
+
+def _elsewhere(row: Row) -> str:
+    """The configuration without the device, which another machine may not have."""
+    config = {name: section for name, section in row.config.items() if name not in ("callbacks", "device")}
+    return repr(sorted(config.items()))
+
+
+def _command(row: Row) -> str:
+    """The command line, which stays what it is where code has other defaults."""
+    return " ".join(sorted(row.overrides)) or row.settings
 
 
 def compare(before: Study, after: Study) -> Comparison:
-    """Match the runs of two studies by their configuration."""
-    a, b = _names(before.rows), _names(after.rows)
-    shared = [name for name in a if name in b]
-    found = []
-    for name in shared:
-        same = a[name].ids == b[name].ids
-        found.append((a[name], b[name], _difference(a[name], b[name]) if same else None))
-    return Comparison(
-        tuple(found), tuple(a[name] for name in a if name not in b), tuple(b[name] for name in b if name not in a)
-    )
+    """Match the runs of two studies: by their configuration, else by it without the device, else by their command line."""
+    gone, new = list(before.rows), list(after.rows)
+    found: list[tuple[Row, Row, Difference | None]] = []
+    for name in (_configuration, _elsewhere, _command):
+        pairs = _pairs(gone, new, name)
+        found += [(a, b, _difference(a, b) if a.questions == b.questions else None) for a, b in pairs]
+        matched = {id(row) for pair in pairs for row in pair}
+        gone, new = ([row for row in rows if id(row) not in matched] for rows in (gone, new))
+    return Comparison(tuple(found), tuple(gone), tuple(new))
+
+
+def _pairs(before: Sequence[Row], after: Sequence[Row], name: Callable[[Row], str]) -> list[tuple[Row, Row]]:
+    """Runs of one name, where each side has one of it."""
+    a, b = _by_name(before, name), _by_name(after, name)
+    return [(a[key][0], b[key][0]) for key in a if key in b and len(a[key]) == len(b[key]) == 1]
+
+
+def _by_name(rows: Sequence[Row], name: Callable[[Row], str]) -> dict[str, list[Row]]:
+    named: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        named[name(row)].append(row)
+    return named
 
 
 def _difference(before: Row, after: Row) -> Difference:

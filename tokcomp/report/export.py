@@ -102,9 +102,10 @@ def write_latex(study: Study, path: Path) -> None:
 
 
 def _tex(text: str) -> str:
-    special: Sequence[tuple[str, str]] = (
-        ("\\", "\\textbackslash "), ("_", "\\_"), ("%", "\\%"), ("&", "\\&"), ("#", "\\#"), ("$", "\\$"),
-    )  # fmt: skip
-    for sign, written in special:
-        text = text.replace(sign, written)
-    return text
+    return text.translate(_TEX)
+
+
+_TEX = str.maketrans(
+    {**{sign: f"\\{sign}" for sign in "_%&#${}"}, "\\": "\\textbackslash{}", "~": "\\textasciitilde{}",
+     "^": "\\textasciicircum{}", "<": "\\textless{}", ">": "\\textgreater{}", "|": "\\textbar{}"}
+)  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tokcomp.errors import CompatibilityError, UnsupportedError
 from tokcomp.experiment.config import RunConfig
@@ -26,7 +27,7 @@ def draw_pictures(rows: Sequence[Row], folder: Path) -> dict[str, Path]:
     held: dict[str, LoadedModel] = {}
     for row in rows:
         out = folder / f"{row.key}.png"
-        config = RunConfig.resolve(row.config)
+        config = RunConfig.resolve(_settled(row))
         if not out.is_file():
             name = f"{config.model.model_dump_json()} {config.device} {config.dtype}"
             if name not in held:
@@ -40,3 +41,11 @@ def draw_pictures(rows: Sequence[Row], folder: Path) -> dict[str, Path]:
                 continue
         drawn[row.key] = out
     return drawn
+
+
+def _settled(row: Row) -> dict[str, Any]:
+    """The configuration of what ran: that of the record, with the fields that brought it to its budget."""
+    if row.settled is None:
+        return row.config
+    stage = row.settled["stage"]
+    return {**row.config, stage: {**row.config[stage], **row.settled["fields"]}}

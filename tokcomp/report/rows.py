@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,11 @@ class Row:
         equivalent_tokens: vision tokens, mean over the layers; ``image_tokens`` before compression.
         flops, kv_bytes, peak_memory: as shares of the dense side's (None: not measured).
         prefill_time, decode_time, total_time: likewise.
-        ids, kinds, headline: of the questions, in order; ``headline`` says which count in the accuracy.
+        questions, kinds, headline: of the questions, in order: what tells a question from others (id, text, expected
+            answer), its kind, whether it counts in the accuracy.
         scores, dense_scores: of every question.
+        settled: how the pipeline was brought to a budget, as the record tells it; None where it had none.
+        started: when the run began.
     """
 
     key: str
@@ -55,16 +58,23 @@ class Row:
     prefill_time: float | None
     decode_time: float | None
     total_time: float | None
-    ids: tuple[str, ...]
+    questions: tuple[str, ...]
     kinds: tuple[str, ...]
     headline: tuple[bool, ...]
     scores: NDArray[np.float32]
     dense_scores: NDArray[np.float32]
+    settled: dict[str, Any] | None
+    started: str
 
     @property
     def command(self) -> str:
         """What makes the run again."""
-        return " ".join(["tokcomp run", *self.overrides])
+        return shlex.join(["tokcomp", "run", *self.overrides])
+
+    @property
+    def settings(self) -> str:
+        """Names the configuration. Callbacks decide no result, so they do not count."""
+        return repr(sorted((name, section) for name, section in self.config.items() if name != "callbacks"))
 
 
 def read_row(path: Path, same: dict[Any, Any] | None = None) -> Row | None:
@@ -102,6 +112,8 @@ def row_of(record: dict[str, Any], key: str, same: dict[Any, Any] | None = None)
     low, high = compressed["accuracy"]["interval"]
     kinds = share(tuple([sample["kind"] for sample in samples]))
     config = {key: share(section, repr(section)) for key, section in record["config"].items()}
+    rule = ("headline", repr(config["benchmark"]), kinds)
+    headline = same[rule] if rule in same else same.setdefault(rule, _headline(config["benchmark"], kinds))
     return Row(
         key=key,
         overrides=tuple(record.get("overrides", ())),
@@ -120,18 +132,20 @@ def row_of(record: dict[str, Any], key: str, same: dict[Any, Any] | None = None)
         prefill_time=ratio.get("prefill"),
         decode_time=ratio.get("decode_per_token"),
         total_time=ratio.get("end_to_end"),
-        ids=share(tuple([sample["id"] for sample in samples])),
+        questions=share(tuple([f"{each['id']}\n{each['question']}\n{each['expected']}" for each in samples])),
         kinds=kinds,
-        headline=_headline(config["benchmark"]["name"], kinds),
+        headline=headline,
         scores=np.array([sample["compressed_score"] for sample in samples], dtype=np.float32),
         dense_scores=np.array([sample["dense_score"] for sample in samples], dtype=np.float32),
+        settled=record.get("budget"),
+        started=record["started"],
     )
 
 
-@cache
-def _headline(benchmark: str, kinds: tuple[str, ...]) -> tuple[bool, ...]:
-    """Which questions count in the accuracy, by the benchmark's rule; all of them where it names none."""
-    rule = benchmark_class(benchmark).model_construct().headline
+def _headline(benchmark: dict[str, Any], kinds: tuple[str, ...]) -> tuple[bool, ...]:
+    """Which questions count in the accuracy, by the rule of the benchmark with its settings; all of them where it names none."""
+    settings = {name: value for name, value in benchmark.items() if name != "name"}
+    rule = benchmark_class(benchmark["name"]).model_construct(**settings).headline
     counted = {kind: rule(kind) for kind in set(kinds)}
     return tuple([counted[kind] for kind in kinds]) if any(counted.values()) else (True,) * len(kinds)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tokcomp.errors import ConfigurationError
 from tokcomp.experiment.store import Store
 from tokcomp.report.rows import STAGES, Row, read_row
-from tokcomp.report.statistics import Difference, paired_differences
+from tokcomp.report.statistics import Difference, holm, paired_differences
 
 __all__ = ["Study", "pareto_front", "read_study"]
 
@@ -33,6 +33,7 @@ class Study:
         root: the store's folder.
         rows: runs that ended well, by stage names and command line.
         failed: keys of runs that failed. ``unread``: what was wrong with records that could not be read.
+        older: keys of records that are left out: the same configuration was run again later, by other code.
         baseline: the run that every other one is compared with, or None: the dense model.
     """
 
@@ -41,6 +42,7 @@ class Study:
     failed: tuple[str, ...]
     unread: tuple[str, ...]
     baseline: Row | None = None
+    older: tuple[str, ...] = ()
 
     @cached_property
     def differences(self) -> list[Difference | None]:
@@ -48,10 +50,10 @@ class Study:
         other questions than the baseline."""
         groups: dict[tuple[str, ...], list[int]] = defaultdict(list)
         for number, row in enumerate(self.rows):
-            groups[row.ids].append(number)
+            groups[row.questions].append(number)
         found: list[Difference | None] = [None] * len(self.rows)
-        for ids, numbers in groups.items():
-            if self.baseline is not None and self.baseline.ids != ids:
+        for questions, numbers in groups.items():
+            if self.baseline is not None and self.baseline.questions != questions:
                 continue
             counted = np.array(self.rows[numbers[0]].headline)
             scores = np.stack([self.rows[number].scores[counted] for number in numbers])
@@ -62,6 +64,10 @@ class Study:
             )
             for number, difference in zip(numbers, paired_differences(scores, against), strict=True):
                 found[number] = difference
+        tested = [number for number, difference in enumerate(found) if difference is not None]
+        corrected = holm(np.array([difference.p for difference in found if difference is not None]))
+        for number, p in zip(tested, corrected.tolist(), strict=True):  # for all runs together, whatever they answered
+            found[number] = replace(found[number], p_corrected=p)  # type: ignore[type-var]
         return found
 
     def options(self, stage: str) -> tuple[str, ...]:
@@ -138,9 +144,19 @@ def read_study(root: Path, *, baseline: str | None = None) -> Study:
     if not rows:
         told = f": {unread[0]}" if unread else ""
         raise ConfigurationError(f"{root} holds no run that ended well ({len(failed)} failed{told}): sweep first")
+    rows, older = _newest(rows)
     rows.sort(key=lambda row: (row.stages, row.overrides))
     chosen = None if baseline is None else _chosen(rows, baseline)
-    return Study(root, tuple(rows), tuple(failed), tuple(unread), chosen)
+    return Study(root, tuple(rows), tuple(failed), tuple(unread), chosen, older)
+
+
+def _newest(rows: Sequence[Row]) -> tuple[list[Row], tuple[str, ...]]:
+    """The last run of every configuration, and the keys of the others."""
+    last: dict[str, Row] = {}
+    for row in sorted(rows, key=lambda row: (row.started, row.key)):
+        last[row.settings] = row
+    kept = {row.key for row in last.values()}
+    return list(last.values()), tuple(row.key for row in rows if row.key not in kept)
 
 
 def _chosen(rows: Sequence[Row], baseline: str) -> Row:

@@ -15,7 +15,7 @@ _UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 def _scaled(value: float, unit: str) -> str:
     for factor, letter in _UNITS:
-        if abs(value) >= factor:
+        if abs(value) >= 0.9995 * factor:  # what three digits show as 1000 belongs to the next unit
             return f"{f'{value / factor:#.3g}'.rstrip('.')} {letter}{unit}"
     return f"{value:.3g} {unit}"
 

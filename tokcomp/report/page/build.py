@@ -61,17 +61,18 @@ def _script_safe(data: Mapping[str, Any]) -> str:
 
 def _data(study: Study, pictures: Mapping[str, Path]) -> dict[str, Any]:
     questions: list[list[dict[str, str]]] = []
-    sets: dict[tuple[str, ...], int] = {}
+    sets: dict[tuple[tuple[str, ...], ...], int] = {}  # runs of another model have other answers of the dense one
     runs = []
     detailed, settings = _detailed(study), _settings(study.rows)
     for number, row in enumerate(study.rows):
         run = {**_run(study, number), "settings": settings[number]}
         if number in detailed:
             samples = from_json((study.root / "runs" / row.key / "result.json").read_bytes())["samples"]
-            if row.ids not in sets:
-                sets[row.ids] = len(questions)
+            asked = row.questions, tuple([sample["dense"] for sample in samples])
+            if asked not in sets:
+                sets[asked] = len(questions)
                 questions.append([{name: sample[name] for name in _QUESTION} for sample in samples])
-            run["set"] = sets[row.ids]
+            run["set"] = sets[asked]
             run["answers"] = [sample["compressed"] for sample in samples]
             run["scores"] = [round(float(score), 4) for score in row.scores]
         if row.key in pictures:
