@@ -37,6 +37,8 @@ WRONG = {
     "model=checkpoint": "model.path has no default: give model.path=VALUE",
     "seed=???": "seed has no default: give seed=VALUE",
     "benchmark.seed=${nowhere}": "benchmark.seed: Interpolation key 'nowhere' not found",
+    "hydra/launcher=basik": "unknown hydra/launcher 'basik'; did you mean 'basic'? known: basic, ",
+    "hydra/foo=basic": "Could not override 'hydra/foo'",
     "hydra.foo=2": "Could not override 'hydra.foo': Key 'foo' not in 'HydraConf'",
 }
 

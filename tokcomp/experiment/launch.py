@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO, cast
 
-from hydra.errors import HydraException, MissingConfigException
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.plugins.sweeper import Sweeper
 from omegaconf import OmegaConf
@@ -19,14 +20,12 @@ from tokcomp.errors import ConfigurationError, TokcompError
 from tokcomp.experiment.axes import Axes
 from tokcomp.experiment.cluster import address_of, refuse_silent
 from tokcomp.experiment.compose import VERSION_BASE, first_lines, own_hydra
+from tokcomp.experiment.overrides import refuse_unknown, refuse_unreadable
 from tokcomp.experiment.paths import config_dir
 from tokcomp.experiment.worker import job
 from tokcomp.registry import REGISTRIES
 
 __all__ = ["Forget", "Launcher", "launch", "launcher_settings"]
-
-_EXTRAS = {"joblib": "sweep", "ray": "ray", "submitit_slurm": "slurm", "submitit_local": "slurm"}
-
 
 _HERE = (".BasicLauncher", ".JoblibLauncher", ".LocalLauncher")
 
@@ -61,10 +60,13 @@ def launcher_settings(axes: Axes) -> Launcher:
 
     try:
         with own_hydra():
+            refuse_unknown(
+                refuse_unreadable(_told(axes)),
+                root="run",
+                options=GlobalHydra.instance().config_loader().get_group_options,
+            )
             config = compose("run", _told(axes), return_hydra_config=True)
             launcher = OmegaConf.to_container(config.hydra.launcher, resolve=False)
-    except MissingConfigException as error:
-        raise ConfigurationError(_missing(str(error))) from None
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigurationError(first_lines(error)) from None
     assert isinstance(launcher, dict)
@@ -79,15 +81,6 @@ def launcher_settings(axes: Axes) -> Launcher:
     # The launcher would give the object store a size, which only whoever starts a cluster may.
     sized = () if "object_store_memory" in init else ("+hydra.launcher.ray.init.object_store_memory=null",)
     return Launcher(sized, here=False)
-
-
-def _missing(told: str) -> str:
-    """``In 'hydra/config': Could not find 'hydra/launcher/ray'`` and what there is, on one line."""
-    for name, extra in _EXTRAS.items():
-        if f"'hydra/launcher/{name}'" in told:
-            return f"hydra/launcher={name} is not installed: pip install 'tokcomp[{extra}]'"
-    lines = [line.strip() for line in told.splitlines() if line.strip() and "path=" not in line]
-    return " ".join(lines).removesuffix("Config search path:").strip()
 
 
 def _told(axes: Axes) -> list[str]:

@@ -20,6 +20,8 @@ GROUPS = {
     "flops": ("model", "vision", "prefill", "cache", "preset"),
 }
 """Config groups by root file."""
+_BROUGHT = {"hydra/launcher": {"joblib": "sweep", "ray": "ray", "submitit_slurm": "slurm", "submitit_local": "slurm"}}
+"""Options that come with an extra of tokcomp, by group."""
 
 
 def refuse_unreadable(overrides: Sequence[str]) -> list[Override]:
@@ -66,10 +68,14 @@ def refuse_unknown(
     """
     for override in parsed:
         key = override.key_or_group
-        # What Hydra itself is told (hydra.*), additions (+) and removals (~) are its own to judge.
-        if key.partition(".")[0].partition("/")[0] == "hydra" or override.is_add() or override.is_delete():
+        # Hydra's settings (hydra.*), additions (+) and removals (~) are its own to judge.
+        if override.is_add() or override.is_delete() or key.startswith("hydra."):
             continue
-        if config is None and key in GROUPS[root]:
+        if key.startswith("hydra/"):
+            known = tuple(options(key))
+            if config is None and known and isinstance(override.value(), str):
+                _refuse_option(key, override.value(), known)
+        elif config is None and key in GROUPS[root]:
             _refuse_option(key, override.value(), tuple(options(key)))
         elif config is not None and key not in GROUPS[root]:
             _refuse_setting(key, OmegaConf.to_container(config, resolve=False), root)
@@ -82,6 +88,8 @@ def _refuse_option(group: str, choice: object, known: tuple[str, ...]) -> None:
     name = str(choice)
     if name in known:
         return
+    if name in _BROUGHT.get(group, {}):
+        raise ConfigurationError(f"{group}={name} is not installed: pip install 'tokcomp[{_BROUGHT[group][name]}]'")
     kind = f"{group} strategy" if group in REGISTRIES else group
     raise ConfigurationError(f"unknown {kind} '{name}'{suggest(name, known)} known: {', '.join(known)}")
 
