@@ -12,15 +12,20 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
 from tokcomp.errors import PluginError, PluginWarning, TokcompError
 
-__all__ = ["GROUPS", "Origin", "dotted_path", "import_object", "is_path", "load_group", "one_line", "origin_of",
-           "points", "told"]  # fmt: skip
+__all__ = ["GROUPS", "NoModuleError", "Origin", "dotted_path", "import_file", "import_module", "import_object", "is_path",
+           "load_group", "one_line", "origin_of", "points", "told"]  # fmt: skip
 
 GROUPS = ("tokcomp.strategies", "tokcomp.models", "tokcomp.benchmarks", "tokcomp.callbacks")
 """The entry-point groups by which an installed package adds something."""
+
+
+class NoModuleError(PluginError):
+    """A module that is neither installed nor in the working folder."""
 
 
 @dataclass(frozen=True)
@@ -97,17 +102,7 @@ def import_object(path: str) -> Any:
     module_name, _, attribute = path.partition(":") if ":" in path else path.rpartition(".")
     if not all(part.isidentifier() for part in [*module_name.split("."), *attribute.split(".")]):
         raise PluginError(f"'{path}' is no dotted path: give module:Class, such as my_pkg.my_idea:MyIdea")
-    try:
-        with _working_folder(module_name.partition(".")[0]):
-            found: Any = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is not None and (module_name == error.name or module_name.startswith(f"{error.name}.")):
-            raise PluginError(
-                f"'{path}': there is no module '{error.name}'; install its package, or run where its file lies"
-            ) from None
-        raise PluginError(f"'{path}' cannot be imported: {one_line(error)}") from error
-    except Exception as error:
-        raise PluginError(f"'{path}' cannot be imported: {one_line(error)}") from error
+    found: Any = import_module(module_name, path)
     for name in attribute.split("."):
         if not hasattr(found, name):
             known = ", ".join(sorted(each for each, value in vars(found).items() if isinstance(value, type)
@@ -117,8 +112,52 @@ def import_object(path: str) -> Any:
     return found
 
 
+def import_module(name: str, given: str | None = None) -> ModuleType:
+    """A module by its dotted name; ``given`` is what a user wrote, for messages. Modules of the working folder are found, too.
+
+    Raises:
+        NoModuleError: there is none.
+        PluginError: it fails when it is imported; one line.
+    """
+    with _told_in_one_line(given or name, name):
+        _search_working_folder(name.partition(".")[0])
+        return importlib.import_module(name)
+
+
+def import_file(path: Path) -> ModuleType:
+    """A Python file as the module of its name; it may import from the working folder.
+
+    Raises:
+        PluginError: it fails when it is imported; one line.
+    """
+    with _told_in_one_line(str(path), path.stem):
+        if str(Path.cwd()) not in sys.path:
+            sys.path.append(str(Path.cwd()))
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[path.stem] = module  # pickle looks classes up there
+        spec.loader.exec_module(module)
+        return module
+
+
 @contextmanager
-def _working_folder(top: str) -> Iterator[None]:
+def _told_in_one_line(given: str, module: str) -> Iterator[None]:
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name is not None and (module == error.name or module.startswith(f"{error.name}.")):
+            where = "" if given == error.name else f"'{given}': "
+            raise NoModuleError(
+                f"{where}there is no module '{error.name}'; install its package, or run where its file lies"
+            ) from None
+        raise PluginError(f"'{given}' cannot be imported: {one_line(error)}") from error
+    except Exception as error:
+        raise PluginError(f"'{given}' cannot be imported: {one_line(error)}") from error
+
+
+def _search_working_folder(top: str) -> None:
     """The working folder joins the module search where it holds ``top`` and no other place does: a console script, other
     than ``python -m``, does not look there by itself."""
     here = Path.cwd()
@@ -126,7 +165,6 @@ def _working_folder(top: str) -> Iterator[None]:
         importlib.invalidate_caches()
         if importlib.util.find_spec(top) is None:
             sys.path.append(str(here))
-    yield
 
 
 def dotted_path(cls: type) -> str:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import sys
 from pathlib import Path
 from types import ModuleType
 
-from tokcomp.errors import ConfigurationError, PluginError, TokcompError, suggest
-from tokcomp.plugins import one_line
+from tokcomp.errors import ConfigurationError, suggest
+from tokcomp.plugins import NoModuleError, import_file, import_module
 from tokcomp.registry import REGISTRIES
 from tokcomp.stages import Strategy
 
@@ -25,7 +22,8 @@ def find_strategies(target: str) -> list[type[Strategy]]:
     """The strategies that ``STAGE/NAME``, ``module``, ``module:Class`` or ``file.py`` stand for.
 
     Raises:
-        ConfigurationError: there is none, or it cannot be imported.
+        ConfigurationError: there is none.
+        PluginError: its module or file cannot be imported.
     """
     stage, slash, name = target.partition("/")
     if slash and stage in REGISTRIES:
@@ -40,40 +38,19 @@ def _registered_as(name: str) -> list[str]:
 
 
 def _imported(name: str) -> ModuleType:
-    """A module by its dotted name, or a file; modules of the current folder are found, installed or not."""
+    """A module by its dotted name, or a file; modules of the working folder are found, installed or not."""
     if not name:
         raise ConfigurationError("give STAGE/NAME, a module, module:Class or a file.py to check, or --all")
-    if name.endswith(".py") and not Path(name).is_file():
-        raise ConfigurationError(f"there is no file {name}")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
+    if name.endswith(".py"):
+        if not Path(name).is_file():
+            raise ConfigurationError(f"there is no file {name}")
+        return import_file(Path(name))
     try:
-        return _loaded(Path(name)) if name.endswith(".py") else importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is not None and (name == error.name or name.startswith(error.name + ".")):
-            likely = " or ".join(_registered_as(name))
-            hint = (
-                f"did you mean {likely}?" if likely else "a registered strategy is STAGE/NAME, such as vision/mustdrop"
-            )
-            raise ConfigurationError(
-                f"there is no module '{name}' in {here} or among what is installed; {hint}"
-            ) from error
-        raise ConfigurationError(f"'{name}' cannot be imported: {error}") from error
-    except TokcompError as error:
-        raise PluginError(f"'{name}' cannot be imported: {error}") from error
-    except Exception as error:
-        raise ConfigurationError(f"'{name}' cannot be imported: {one_line(error)}") from error
-
-
-def _loaded(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module  # pickle looks classes up there
-    spec.loader.exec_module(module)
-    return module
+        return import_module(name)
+    except NoModuleError as error:
+        likely = " or ".join(_registered_as(name))
+        hint = f"did you mean {likely}?" if likely else "a registered strategy is STAGE/NAME, such as vision/mustdrop"
+        raise ConfigurationError(f"{error}; {hint}") from None
 
 
 def _class_of(module: ModuleType, name: str) -> type[Strategy]:
