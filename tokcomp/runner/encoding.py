@@ -18,11 +18,13 @@ from tokcomp.ops.scores import attention_rows
 from tokcomp.plugin_signals import extra_names
 from tokcomp.runner.alike import alike, carried, joined, narrowed
 from tokcomp.runner.apply import clean_selection
+from tokcomp.runner.cuts import moves
 from tokcomp.runner.extra import from_tower, split
 from tokcomp.runner.images import Images
 from tokcomp.runner.segments import Segments
 from tokcomp.runner.text import Text
 from tokcomp.runner.together import Together
+from tokcomp.runner.units import over_units
 from tokcomp.stages import VisionReducer
 from tokcomp.types import Selection, Signal, Site, VisionView
 
@@ -82,7 +84,7 @@ class Encoding:
         if Signal.UNSPLIT_KEYS in needs:
             signals["_unsplit_keys"] = unsplit(key)[:, 0, n_prefix:]
         signals |= from_tower(needs, query, key, scale, self.bias, n_prefix=n_prefix, layer=number)
-        self.signals[number] = {name: self._over_units(name, signal) for name, signal in signals.items()}
+        self.signals[number] = {name: over_units(self.images, name, signal) for name, signal in signals.items()}
         return None
 
     def _observe_segment(self, number: int, query: Tensor, key: Tensor, scale: float) -> Tensor | None:
@@ -98,27 +100,14 @@ class Encoding:
         rows = self.images.in_rows(x[0].transpose(0, 1).flatten(1), self.images.patches)
         return rows.unflatten(2, (x.shape[1], x.shape[3])).transpose(1, 2)
 
-    def _over_units(self, name: str, signal: Tensor) -> Tensor:
-        """A signal of every patch as that of every unit: its mean over the patches that the unit is made of."""
-        members = self.images.members
-        if members is None:
-            return signal
-        last = signal.dim() == 2 or name == "_cls_attention"  # patches on the last axis
-        by_patch = signal.movedim(-1, 1) if last else signal  # (i, patches, ...)
-        patches = by_patch.flatten(2) if by_patch.dim() > 2 else by_patch[..., None]
-        if self.images.layout.regrouped:
-            patches = self.images.in_rows(patches, self.images.patches)
-        picked = patches.gather(1, members.flatten(1)[..., None].expand(-1, -1, patches.shape[2]))
-        picked, weights = picked.unflatten(1, members.shape[1:]), self.images.weights  # (i, n, g, ...)
-        mean = picked.mean(dim=2) if weights is None else (picked * weights[..., None].to(picked.dtype)).sum(dim=2)
-        return mean[..., 0] if signal.dim() == 2 else mean.movedim(1, -1) if last else mean
-
     def _attended(self, query: Tensor, key: Tensor, scale: float) -> Tensor:
         """The CLS token's attention ``[i, h, k]`` or, without such a token, what each token receives ``[i, 1, k]``; 0 for
         padding."""
         n_prefix, valid = self.tower.n_prefix, self.images.patch_valid
         if self.tower.has_cls:
             scores = attention_rows(query[:, :, :1], key, scale=scale, mask=self.bias)[:, :, 0, n_prefix:]
+            if self.bias is not None:
+                return scores  # the mask has hidden the padding
         else:
             received = received_attention(query[:, :, n_prefix:], key, scale=scale, bias=self.bias, valid=valid)
             scores = received[:, None, n_prefix:]
@@ -173,10 +162,9 @@ class Encoding:
         images = self.images
         if self.segments is not None:
             return self.segments.filled(self.segments.to_sequence(rows, rows.shape[-1]), torch.nan)
-        home = images.origin.where(images.valid, images.n_units)[..., None].expand_as(rows)
-        units = rows.new_full((images.n_rows, images.n_units + 1, rows.shape[-1]), torch.nan).scatter(1, home, rows)[
-            :, :-1
-        ]
+        home = images.home[..., None].expand_as(rows)
+        units = rows.new_full((images.n_rows, images.n_slots, rows.shape[-1]), torch.nan).scatter(1, home, rows)
+        units = units[:, : images.n_units]
         if not self.tower.packed:
             return units.reshape(images.n_rows, *[1] * (like.dim() - 3), *units.shape[1:])
         return units.flatten(0, 1)[images.flat].reshape(*[1] * (like.dim() - 2), -1, rows.shape[-1])
@@ -187,8 +175,11 @@ class Encoding:
             tokens = self.act(sites, self.segments.to_table(hidden))
             return self.segments.to_sequence(tokens, hidden.shape[-1])
         n_prefix = self.tower.n_prefix
-        tokens = self.act(sites, hidden[:, n_prefix:])
+        patches = hidden[:, n_prefix:]
+        tokens = self.act(sites, patches)
         self.bias = self._attention_bias(hidden.dtype)
+        if tokens is patches:
+            return hidden
         return torch.cat([hidden[:, :n_prefix], tokens], dim=1) if n_prefix else tokens
 
     def act(self, sites: Sequence[Site], tokens: Tensor) -> Tensor:
@@ -211,7 +202,10 @@ class Encoding:
         """The same for a view whose rows have these grids: a reducer sees those of one grid at a time."""
         assert self.reducer is not None
         if len(set(grids)) == 1:
-            return clean_selection(self.reducer.reduce(view), view.valid, uniform=uniform, who=who)
+            selection = self.reducer.reduce(view)
+            # Where tokens stay in their places, so does the padding.
+            unmoved = self.together is None and not moves(selection, view.n_tokens)
+            return clean_selection(selection, view.valid, uniform=uniform or unmoved, who=who)
         parts = []
         for grid, rows in alike(grids, view.device):
             n = int(view.counts[rows].max())
@@ -222,7 +216,9 @@ class Encoding:
 
     def follow(self, site: Site, selection: Selection, tokens: Tensor, *, more: bool = False) -> Tensor:
         """Apply a selection to tokens and table; ``more``: another turn at this place will look at its signals."""
-        shortened, sizes = apply_selection(tokens, self.images.sizes, selection, cls_token=self.cls_token)
+        sizes = self.images.sizes
+        if moves(selection, tokens.shape[1]):
+            tokens, sizes = apply_selection(tokens, sizes, selection, cls_token=self.cls_token)
         self.images.apply(site, selection, sizes)
         if self.segments is not None and self.images.touched:
             self.segments.follow()
@@ -231,7 +227,7 @@ class Encoding:
         # What was seen of a token before stays with the token that stands at its place.
         self.signals = {number: {name: carried(name, value, index) for name, value in self.signals[number].items()}
                         for number in read}  # fmt: skip
-        return shortened
+        return tokens
 
     def _view(self, site: Site, tokens: Tensor) -> VisionView:
         assert self.reducer is not None
@@ -270,8 +266,11 @@ class Encoding:
         weighs = self.reducer.weighs_attention()
         if images.uniform and not weighs:
             return None
-        bias = images.sizes.clamp(min=1).log() if weighs else torch.zeros_like(images.sizes)
+        rows, k = images.sizes.shape
+        bias = images.sizes.new_zeros(rows, self.tower.n_prefix + k, dtype=dtype)
+        tokens = bias[:, self.tower.n_prefix :]
+        if weighs:
+            torch.log(images.sizes, out=tokens)
         if not images.uniform:
-            bias = bias.masked_fill(~images.valid, _MASKED)
-        bias = torch.nn.functional.pad(bias, (self.tower.n_prefix, 0))
-        return bias[:, None, None].to(dtype)
+            tokens.masked_fill_(~images.valid, _MASKED)
+        return bias[:, None, None]

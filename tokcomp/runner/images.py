@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from tokcomp.models.adapter import Layout
-from tokcomp.ops.merging import compose_source
+from tokcomp.runner.cuts import Cuts, moves
 from tokcomp.types import Selection, Site
 
 __all__ = ["Images", "pixel_digest"]
@@ -28,13 +28,12 @@ class Images:
         valid: False for padding ``[i, k]`` (at the end of a row).
         sizes: units that each token stands for ``[i, k]`` float32.
         protected: key tokens ``[i, k]``.
-        source: the token that each original unit is in now ``[i, n]``, -1 where it was dropped or is padding.
+        cuts: where each original unit went.
         uniform: no row holds padding (known without asking the device).
         touched: a reducer changed the sequence.
-        marked: key tokens were marked. whole: no unit was dropped and none is padding (both known without asking).
+        marked: key tokens were marked (known without asking).
         reordered: tokens may stand in another order than that of their units.
-        history: after each site that shortened the sequence: the site and ``source`` as it was then.
-        blocks: of the tower that has run: blocks, prefix tokens, and the entries of ``history`` that were made in it.
+        blocks: of the tower that has run: blocks, prefix tokens, and how many cuts were made in it.
         projected_tokens: tokens of each row that the projector computes ``[i]``, or one number.
         digest: integer per row that depends on its pixels only ``[i]``, or None where nobody needs it.
     """
@@ -45,13 +44,11 @@ class Images:
     valid: Tensor
     sizes: Tensor
     protected: Tensor
-    source: Tensor
+    cuts: Cuts
     uniform: bool = True
     touched: bool = False
     marked: bool = False
-    whole: bool = False
     reordered: bool = False
-    history: list[tuple[Site, Tensor]] = field(default_factory=list)
     blocks: tuple[int, int, int] = (0, 0, 0)
     projected_tokens: Tensor | int = 0
     digest: Tensor | None = None
@@ -73,9 +70,8 @@ class Images:
             valid=valid,
             sizes=torch.ones(index.shape, device=device) if uniform else valid.float(),
             protected=torch.zeros_like(valid),
-            source=index if uniform else index.where(valid, -1),
+            cuts=Cuts(index if uniform else index.where(valid, -1), whole=uniform),
             uniform=uniform,
-            whole=uniform,
         )
 
     @property
@@ -85,7 +81,17 @@ class Images:
     @property
     def n_units(self) -> int:
         """Units of the longest row."""
-        return self.source.shape[1]
+        return self.cuts.start.shape[1]
+
+    @property
+    def source(self) -> Tensor:
+        """The token that each original unit is in now ``[i, n]``, -1 where it was dropped or is padding."""
+        return self.cuts.source
+
+    @property
+    def history(self) -> list[tuple[Site, Tensor]]:
+        """After each site that shortened the sequence: the site and ``source`` as it was then."""
+        return self.cuts.history
 
     @property
     def units(self) -> tuple[int, ...]:
@@ -183,21 +189,21 @@ class Images:
     def apply(self, site: Site, selection: Selection, sizes: Tensor) -> None:
         """Follow a (cleaned) selection; ``sizes`` are the token sizes that merging gave ``[i, k]``."""
         n = self.origin.shape[1]
+        self.marked = self.marked or selection.protect is not None
+        if not moves(selection, n):
+            if selection.protect is not None:
+                self.protected = (self.protected | selection.protect) & self.valid
+            return
         keep, ragged = selection.keep, selection.ragged
         k = keep.shape[1]
         whole = self.uniform and not ragged  # nothing is padding, before and after
         present = self.valid[:, :k] if whole else keep >= 0 if ragged else torch.ones_like(keep, dtype=torch.bool)
         index = keep.clamp(min=0) if ragged else keep
-        shortened = keep.shape[1] < n or not selection.ascending or selection.assign is not None or ragged
-        self.marked = self.marked or selection.protect is not None
         if self.marked:
             self.protected = _protected_after(self.protected, selection, index) & present
-        elif shortened:
+        else:
             self.protected = self.protected[:, :k]
-        if not shortened:
-            return
-        self.source = compose_source(self.source, selection, n, whole=self.whole)
-        self.whole = self.whole and selection.complete
+        self.cuts.note(site, selection, n)
         origin = self.origin.gather(1, index)
         self.origin = origin.where(present, 0) if ragged else origin
         self.sizes = sizes
@@ -205,7 +211,6 @@ class Images:
         self.uniform = not ragged or bool(present.all())
         self.touched = True
         self.reordered = self.reordered or not selection.ascending
-        self.history.append((site, self.source))
 
     def settle(self) -> Selection | None:
         """Let tokens stand at units that have a placeholder, and tell which can stay; None: all of them.
@@ -226,25 +231,30 @@ class Images:
 
     def alive(self) -> Tensor:
         """Which units a token stands at ``[i, n]``."""
-        return self._at_home(self.valid)
+        return self.at_units(self.valid) if self.touched else self.valid
 
     def at_units(self, values: Tensor) -> Tensor:
         """``values`` ``[i, k]`` of the tokens at the units at which they stand ``[i, n]``; zero elsewhere."""
-        return self._at_home(values.masked_fill(~self.valid, 0))
-
-    def _at_home(self, values: Tensor) -> Tensor:
         if not self.touched:
-            return values
-        home = self.origin.where(self.valid, self.n_units)
-        return values.new_zeros(self.n_rows, self.n_units + 1).scatter(1, home, values)[:, : self.n_units]
+            return values if self.uniform else values.masked_fill(~self.valid, 0)
+        return values.new_zeros(self.n_rows, self.n_slots).scatter(1, self.home, values)[:, : self.n_units]
+
+    @property
+    def home(self) -> Tensor:
+        """The unit that each token stands at; padding, where there is any, one beyond the last ``[i, k]``."""
+        return self.origin if self.uniform else self.origin.where(self.valid, self.n_units)
+
+    @property
+    def n_slots(self) -> int:
+        """Places that ``home`` knows."""
+        return self.n_units if self.uniform else self.n_units + 1
 
     def standing(self) -> Tensor:
         """For the j-th unit at which a token stands, counted along the row, the unit of the token that is j-th in the order
         in which they shall stand ``[i, n]``; other units are their own."""
-        n = self.n_units
-        home = self.origin.where(self.valid, n).sort(dim=1).values
-        own = torch.arange(n + 1, device=home.device).expand(self.n_rows, -1)
-        return own.scatter(1, home, self.origin.where(self.valid, n))[:, :n]
+        home = self.home
+        own = torch.arange(self.n_slots, device=home.device).expand(self.n_rows, -1)
+        return own.scatter(1, home.sort(dim=1).values, home)[:, : self.n_units]
 
 
 def _protected_after(protected: Tensor, selection: Selection, index: Tensor) -> Tensor:

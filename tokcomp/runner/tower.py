@@ -173,7 +173,7 @@ class VisionStage:
 
     def _note_blocks(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         images = self._encoding.images
-        images.blocks = len(self.tower.blocks), self.tower.n_prefix, len(images.history)
+        images.blocks = len(self.tower.blocks), self.tower.n_prefix, len(images.cuts)
 
     def _repack(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         segments = self._encoding.segments
