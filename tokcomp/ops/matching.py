@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -76,20 +75,20 @@ def _match_whole_rows(metric: Tensor, r: int, n_prefix: int) -> Selection:
     start = n_prefix % 2
     a, z = slice(start, None, 2), slice(1 - start, None, 2)
     index = torch.arange(n, device=metric.device)
-    to, last = index[z], index[a].shape[0] - r  # B's tokens, and where they begin in the result
     vectors = unit(metric)
-    similarity, partner = (vectors[:, a] @ vectors[:, z].transpose(1, 2)).max(dim=-1)
+    similarity, partner = torch.bmm(vectors[:, a], vectors[:, z].transpose(1, 2)).max(dim=-1)
     order = similarity.sort(dim=-1, descending=True, stable=True).indices
     alone = order[:, r:] if n_prefix == 0 else order[:, r:].sort(dim=-1).values
-    keep = torch.cat([index[a].expand(b, -1).gather(1, alone), to.expand(b, -1)], dim=1)
+    keep = torch.cat([index[a][alone], index[z].expand(b, -1)], dim=1)
     assign = torch.empty(b, n, dtype=torch.long, device=metric.device)
-    assign[:, z] = index[last : last + len(to)]
-    assign[:, a] = (partner + last).scatter(1, alone, index[:last].expand(b, -1))
-    return replace(Selection.merge(keep, assign, ragged=False), complete=True)
+    # All of A go to their partners in B, which stand behind the unmerged ones; then every survivor goes to its own slot.
+    torch.add(partner, alone.shape[1], out=assign[:, a])
+    assign.scatter_(1, keep, index[: n - r].expand(b, -1))
+    return Selection(keep=keep, assign=assign, ragged=False, complete=True)
 
 
 def energy_matching(
-    metric: Tensor, r: int, *, margin: float, alpha: float = 1.0, valid: Tensor, locked: Tensor
+    metric: Tensor, r: int, *, margin: float, alpha: float = 1.0, valid: Tensor, locked: Tensor, complete: bool = False
 ) -> Selection:
     """Merge ``r`` of the tokens that have most others like them into others of that kind (PiToMe, arXiv 2405.16148).
 
@@ -103,6 +102,7 @@ def energy_matching(
         margin, alpha: of the energy.
         valid: ``[b, n]`` False for padding at the end of a row.
         locked: ``[b, n]`` True for tokens that neither merge nor are merged into; they count as others.
+        complete: True promises that no token is padding.
 
     Returns:
         The merging, weighted by token sizes when it is applied.
@@ -130,7 +130,7 @@ def energy_matching(
     home = spare.scatter(1, evens.where(there, n), target)[:, :n]
     ranks = n + torch.arange(most, device=metric.device).expand(b, -1)
     place = torch.nn.functional.pad(index, (0, 1)).scatter(1, odds.where(there, n), ranks)[:, :n]
-    return merge_into(home, place)
+    return merge_into(home, place, complete=complete)
 
 
 def merge_schedule(r: int | Sequence[int], depth: int, *, inflect: float = 0.0) -> tuple[int, ...]:

@@ -48,7 +48,7 @@ def apply_selection(
         return gather_tokens(tokens, selection.keep, padded=padded), moved
 
     plain = selection.combine == "mean" and selection.cls_first is None
-    if plain and selection.complete and not selection.ragged and selection.weight is None and selection.mix is None:
+    if plain and selection.complete and selection.weight is None and selection.mix is None:
         return _merged_rows(tokens, sizes, selection)
     slots = _filled_slots(selection, tokens)  # (b, n)
     k = selection.keep.shape[-1]
@@ -56,7 +56,7 @@ def apply_selection(
     if selection.mix is not None:
         merged = _mixed(tokens, selection)
     elif selection.combine == "sum":
-        exact = torch.promote_types(tokens.dtype, torch.float32)
+        exact = _exact(tokens.dtype)
         weight = torch.ones_like(sizes) if selection.weight is None else _broadcast(selection.weight, tokens)
         merged = _sum_slots(tokens * weight.to(exact)[..., None], slots, k + 1)[..., :k, :]
     else:
@@ -72,28 +72,24 @@ def apply_selection(
 
 
 def _merged_rows(tokens: Tensor, sizes: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
-    """Means weighted by sizes where every row has as many slots and no token is dropped. Most slots hold their token alone:
-    the representatives are gathered, and only the n - k others are added."""
+    """Means weighted by sizes where no token is dropped."""
     assert selection.assign is not None
-    keep, assign = _broadcast(selection.keep, tokens).long(), _broadcast(selection.assign, tokens).long()
-    n, k = assign.shape[-1], keep.shape[-1]
-    stands = torch.zeros_like(assign, dtype=torch.uint8).scatter(-1, keep, 1)
-    others = stands.argsort(dim=-1, stable=True)[..., : n - k]  # (b, n - k)
-    slots = assign.gather(-1, others)
-    own, more = sizes.gather(-1, keep), sizes.gather(-1, others)
-    total = own.scatter_add(-1, slots, more)
-    exact = torch.promote_types(tokens.dtype, torch.float32)
+    k, width = selection.keep.shape[-1], tokens.shape[-1]
+    slots, own = _flat(_broadcast(selection.assign, tokens).long(), k), sizes.flatten()
+    rows = len(own) // sizes.shape[-1] * k
+    total = own.new_zeros(rows).index_add_(0, slots, own)
     # A token alone has the share 1, which leaves it as it is.
-    rows = gather_tokens(tokens, keep, padded=False) * (own / total).to(exact)[..., None]
-    added = gather_tokens(tokens, others, padded=False) * (more / total.gather(-1, slots)).to(exact)[..., None]
-    flat = rows.flatten(0, -2).index_add_(0, _flat(slots, k), added.flatten(0, -2))
-    return flat.view(rows.shape).to(tokens.dtype), total
+    share = (own / total[slots]).to(_exact(tokens.dtype)).view(sizes.shape)
+    parts = tokens * share[..., None]
+    merged = parts.new_zeros(rows, width).index_add_(0, slots, parts.flatten(0, -2))
+    shape = *tokens.shape[:-2], k
+    return merged.view(*shape, width).to(tokens.dtype), total.view(shape)
 
 
 def _means(tokens: Tensor, sizes: Tensor, selection: Selection, slots: Tensor) -> Tensor:
     """The weighted mean of every slot's members ``[b, k, d]``."""
     k = selection.keep.shape[-1]
-    exact = torch.promote_types(tokens.dtype, torch.float32)
+    exact = _exact(tokens.dtype)
     weight = (sizes if selection.weight is None else _broadcast(selection.weight, tokens)).to(exact)
     members = _sum_slots(torch.ones_like(weight)[..., None], slots, k + 1)[..., 0]
     # Weight 1 makes the sum over a slot of one token an exact copy of it.
@@ -107,7 +103,7 @@ def _means(tokens: Tensor, sizes: Tensor, selection: Selection, slots: Tensor) -
 def _mixed(tokens: Tensor, selection: Selection) -> Tensor:
     """Every slot's own combination of all tokens ``[b, k, d]``; padding slots are zero, unused tokens are not read."""
     assert selection.mix is not None
-    exact = torch.promote_types(tokens.dtype, torch.float32)
+    exact = _exact(tokens.dtype)
     mix = selection.mix.to(exact).masked_fill((selection.keep < 0)[..., None], 0.0)
     unused = (mix == 0).all(dim=-2)
     return mix @ tokens.to(exact).masked_fill(unused[..., None], 0.0)
@@ -117,9 +113,10 @@ def _filled_slots(selection: Selection, tokens: Tensor) -> Tensor:
     """The slot of every token ``[b, n]``; tokens that are dropped get one slot beyond the last, which is cut off."""
     assert selection.assign is not None
     k = selection.keep.shape[-1]
-    slots = _broadcast(selection.assign, tokens).long()
+    slots = _broadcast(selection.assign, tokens).long().remainder(k + 1)  # -1 becomes k
+    if not selection.ragged:
+        return slots
     spare = torch.nn.functional.pad(_broadcast(selection.keep, tokens) < 0, (0, 1), value=True)
-    slots = slots.where(slots >= 0, k)
     return slots.masked_fill(spare.gather(-1, slots), k)
 
 
@@ -152,14 +149,15 @@ def slots_of(selection: Selection, n: int) -> Tensor:
     return slots.scatter(-1, keep.long().where(keep >= 0, n), order)[..., :n]
 
 
-def merge_into(home: Tensor, place: Tensor, *, weight: Tensor | None = None) -> Selection:
+def merge_into(home: Tensor, place: Tensor, *, weight: Tensor | None = None, complete: bool = False) -> Selection:
     """The selection that merges every token into its home.
 
     Args:
         home: ``[b, n]`` the token that each token is merged into: itself where it survives, -1 where it is dropped (or
             is padding). A home must survive.
-        place: ``[b, n]`` integer sort key: survivors stand in ascending order of it (equal keys in index order).
+        place: ``[b, n]`` sort key: survivors stand in ascending order of it (equal keys in index order).
         weight: ``[b, n]`` passed on to the selection.
+        complete: True promises that ``home`` holds no -1.
 
     Returns:
         A selection with ``assign``; rows with fewer survivors than the longest are padded with -1. Costs one device
@@ -169,12 +167,15 @@ def merge_into(home: Tensor, place: Tensor, *, weight: Tensor | None = None) -> 
     index = torch.arange(n, device=home.device).expand(home.shape)
     survives = home == index
     counts = survives.sum(-1)
-    widest, narrowest = torch.stack([counts.max(), counts.min()]).tolist()
-    order = place.masked_fill(~survives, torch.iinfo(place.dtype).max).argsort(dim=-1, stable=True)
+    narrowest, widest = _extremes(counts)
+    last = torch.inf if place.is_floating_point() else torch.iinfo(place.dtype).max
+    order = place.masked_fill(~survives, last).argsort(dim=-1, stable=True)
     slots = torch.empty_like(order).scatter_(-1, order, index)
-    keep = order[..., :widest].masked_fill(index[..., :widest] >= counts[..., None], -1)
-    assign = slots.gather(-1, home.clamp(min=0)).masked_fill(home < 0, -1)
-    return Selection.merge(keep, assign, weight=weight, ragged=widest != narrowest)
+    keep, ragged = order[..., :widest], widest != narrowest
+    if ragged:
+        keep = keep.masked_fill(index[..., :widest] >= counts[..., None], -1)
+    assign = slots.gather(-1, home) if complete else slots.gather(-1, home.clamp(min=0)).masked_fill(home < 0, -1)
+    return Selection(keep=keep, assign=assign, weight=weight, ragged=ragged, complete=complete)
 
 
 def gather_tokens(values: Tensor, keep: Tensor, *, padded: bool = True) -> Tensor:
@@ -184,6 +185,14 @@ def gather_tokens(values: Tensor, keep: Tensor, *, padded: bool = True) -> Tenso
     at = index.clamp(min=0) if padded else index
     rows = values.flatten(0, -2).index_select(0, _flat(at, values.shape[-2])).view(*index.shape, values.shape[-1])
     return rows.masked_fill_((index < 0)[..., None], 0) if padded else rows
+
+
+def _extremes(counts: Tensor) -> tuple[int, int]:
+    """Smallest and largest number, in one look at the device."""
+    if counts.numel() == 1:
+        return (int(counts),) * 2
+    smallest, largest = torch.stack(counts.aminmax()).tolist()
+    return smallest, largest
 
 
 def _broadcast(values: Tensor, tokens: Tensor) -> Tensor:
@@ -197,6 +206,11 @@ def _flat(index: Tensor, n: int) -> Tensor:
     if len(rows) == 1:
         return rows[0]
     return (rows + torch.arange(0, n * len(rows), n, device=index.device)[:, None]).flatten()
+
+
+def _exact(dtype: torch.dtype) -> torch.dtype:
+    """The precision of sums of tokens of ``dtype``."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _sum_slots(values: Tensor, slots: Tensor, k: int) -> Tensor:

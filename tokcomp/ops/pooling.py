@@ -57,51 +57,62 @@ def merge_windows(
         The merging, weighted by token sizes when it is applied (all 1, hence the plain mean).
     """
     b, n = tokens.shape[:2]
-    index = torch.arange(n, device=tokens.device).expand(b, n)
-    valid = torch.ones_like(index, dtype=torch.bool) if valid is None else valid
-    origin = index if origin is None else origin
-    home, place = index.where(valid, -1), origin
+    index = torch.arange(n + 1, device=tokens.device).expand(b, -1)  # one place more takes what is written nowhere
+    everything = index[:, :n]
+    complete = valid is None
+    home = index if valid is None else torch.nn.functional.pad(everything.where(valid, -1), (0, 1))
+    place = everything if origin is None else origin
     patches = window_members(grid, window, device=tokens.device)
     if patches.numel() == 0:
-        return merge_into(home, place)
+        return merge_into(home[:, :n], place, complete=complete)
 
-    alone = valid if sizes is None else valid & (sizes == 1)
-    alone = alone if protected is None else alone & ~protected
-    members = _standing_at(origin.where(alone, grid[0] * grid[1]), patches, grid)  # (b, windows, w)
-    whole = (members >= 0).all(-1)
-    scores = mean_cosine(gather_tokens(tokens, members.flatten(1)).view(*members.shape, tokens.shape[-1]))
-    rank, merged = _best_windows(scores, whole & (scores >= threshold), batch_minimum)
+    members, missing = _members(patches, grid, place, everything, _alone(valid, sizes, protected))  # (b, windows, w)
+    scores = mean_cosine(gather_tokens(tokens, members.flatten(1), padded=missing is not None).view(*members.shape, -1))
+    failing = (scores >= threshold).logical_not()  # NaN does not merge
+    failing = failing if missing is None else failing | missing
+    if batch_minimum:
+        failing = _all_but_best(scores, failing)
 
-    last = members[..., -1].where(merged, n)
-    home = _put(home, members.where(merged[..., None], n).flatten(1), last.repeat_interleave(members.shape[-1], 1))
-    if order == "published":
-        place = _put(place + len(patches), last, rank)
-    return merge_into(home, place)
+    members = members.masked_fill(failing[..., None], n)
+    last = members[..., -1]
+    home = home.scatter(1, members.flatten(1), last[..., None].expand_as(members).flatten(1))[:, :n]
+    if order == "image":
+        return merge_into(home, place, complete=complete)
+    # Merged windows stand first, and a negative cosine is below 2.
+    key = torch.empty(b, n + 1, device=tokens.device)
+    torch.add(place, 2, out=key[:, :n])
+    return merge_into(home, key.scatter_(1, last, -scores)[:, :n], complete=complete)
 
 
-def _best_windows(scores: Tensor, passing: Tensor, batch_minimum: bool) -> tuple[Tensor, Tensor]:
-    """Each window's rank by descending score among those that pass, and which windows merge; both ``[b, windows]``."""
-    order = scores.masked_fill(~passing, -torch.inf).sort(dim=-1, descending=True, stable=True).indices
+def _alone(valid: Tensor | None, sizes: Tensor | None, protected: Tensor | None) -> Tensor | None:
+    """Which tokens stand for one patch and may merge ``[b, n]``; None: all."""
+    alone = valid
+    if sizes is not None:
+        alone = sizes == 1 if alone is None else alone & (sizes == 1)
+    if protected is not None:
+        alone = ~protected if alone is None else alone & ~protected
+    return alone
+
+
+def _members(
+    patches: Tensor, grid: tuple[int, int], origin: Tensor, index: Tensor, alone: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """The tokens that stand at ``patches`` ``[windows, w]``, -1 where there is none that may merge ``[b, windows, w]``, and
+    the windows that miss one ``[b, windows]`` (None: none does)."""
+    (b, n), area = origin.shape, grid[0] * grid[1]
+    if alone is None and n == area:
+        return torch.empty_like(index).scatter_(1, origin, index)[:, patches], None
+    patch = origin if alone is None else origin.where(alone, area)
+    members = origin.new_full((b, area + 1), -1).scatter_(1, patch, index)[:, patches]
+    return members, (members < 0).any(-1)
+
+
+def _all_but_best(scores: Tensor, failing: Tensor) -> Tensor:
+    """Which windows do not merge ``[b, windows]`` where every image merges as many as the one with fewest that pass."""
+    order = scores.masked_fill(failing, -torch.inf).sort(dim=-1, descending=True, stable=True).indices
     places = torch.arange(order.shape[1], device=order.device).expand_as(order)
     rank = torch.empty_like(order).scatter_(-1, order, places)
-    counts = passing.sum(-1)
-    counts = counts.min().expand_as(counts) if batch_minimum else counts
-    return rank, rank < counts[:, None]
-
-
-def _standing_at(patch: Tensor, patches: Tensor, grid: tuple[int, int]) -> Tensor:
-    """The token that stands at each of ``patches`` ``[windows, w]``, -1 where there is none: ``[b, windows, w]``.
-    ``patch`` ``[b, n]`` is the patch of each token, one beyond the grid for tokens that do not count."""
-    b, n = patch.shape
-    standing = patch.new_full((b, grid[0] * grid[1] + 1), -1)
-    standing.scatter_(1, patch, torch.arange(n, device=patch.device).expand(b, n))
-    return standing[:, patches]
-
-
-def _put(row: Tensor, at: Tensor, values: Tensor) -> Tensor:
-    """A copy of ``row`` ``[b, n]`` with ``values`` written at the indices ``at``; index n writes nothing."""
-    spare = torch.cat([row, row[:, :1]], 1)
-    return spare.scatter_(1, at, values)[:, :-1]
+    return rank >= (~failing).sum(-1).min()
 
 
 def average_pool(grid: tuple[int, int], window: tuple[int, int], origin: Tensor, valid: Tensor) -> Selection:

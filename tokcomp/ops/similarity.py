@@ -18,9 +18,17 @@ def unit(vectors: Tensor, *, floor: float | None = None) -> Tensor:
         floor: shorter vectors are divided by this length instead. None: the smallest float32, so that a zero vector
             stays zero and every other one gets length 1.
     """
-    vectors = vectors.float()
     lowest = torch.finfo(torch.float32).tiny if floor is None else floor
-    return vectors / vectors.norm(dim=-1, keepdim=True).clamp(min=lowest)
+    return _narrow(vectors) / _length(vectors).clamp(min=lowest)
+
+
+def _length(vectors: Tensor) -> Tensor:
+    """Lengths ``[..., 1]`` float32. What is divided by them is float32, too: vectors in half precision need no copy."""
+    return torch.linalg.vector_norm(_narrow(vectors), dim=-1, keepdim=True, dtype=torch.float32)
+
+
+def _narrow(vectors: Tensor) -> Tensor:
+    return vectors.float() if vectors.dtype == torch.float64 else vectors
 
 
 def nearest(queries: Tensor, candidates: Tensor, allowed: Tensor, *, chunk: int = _CHUNK) -> tuple[Tensor, Tensor]:
@@ -50,8 +58,8 @@ def mean_cosine(vectors: Tensor, *, floor: float = 1e-8) -> Tensor:
     Needs w > 1.
     """
     w = vectors.shape[-2]
-    vectors = vectors.float()
-    length = vectors.norm(dim=-1, keepdim=True)
+    vectors = _narrow(vectors)
+    length = _length(vectors)
     divisor = length.clamp(min=floor)
     all_pairs = (vectors / divisor).sum(-2).square().sum(-1)
     same = (length / divisor).square().sum((-2, -1))  # 1 for each vector that is not shorter than the floor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar, Literal
 
 import torch
@@ -83,23 +84,28 @@ class MustDrop(VisionReducer):
         return self._mark(view)
 
     def _merge(self, view: VisionView) -> Selection:
+        # As many tokens as patches: none was merged.
+        untouched = view.n_tokens == view.grid[0] * view.grid[1] and not view.padded
         return merge_windows(
             view.tokens,
             view.grid,
             (self.window, self.window),
             self.threshold,
             order=self.order,
-            valid=view.valid,
-            sizes=view.sizes,
+            valid=view.valid if view.padded else None,
+            sizes=None if untouched else view.sizes,
             origin=view.origin,
-            protected=view.protected,
+            protected=view.protected if view.marked else None,
         )
 
     def _mark(self, view: VisionView) -> Selection:
         attention = view.cls_attention.float().mean(dim=1)  # (b, n), 0 for padding
         # Stable: of equal attention the lower index wins, on every device, and padding comes last.
         order = attention.sort(dim=-1, descending=True, stable=True).indices
-        place = torch.arange(view.n_tokens, device=view.device).expand_as(order)
-        marked = place < (view.counts.double() * self.key_ratio).ceil()[:, None]
-        protect = torch.zeros_like(view.valid).scatter(1, order, marked)
+        protect = torch.zeros_like(view.valid)
+        if view.padded:
+            place = torch.arange(view.n_tokens, device=view.device).expand_as(order)
+            protect.scatter_(1, order, place < (view.counts.double() * self.key_ratio)[:, None])
+        else:
+            protect.scatter_(1, order[:, : math.ceil(view.n_tokens * self.key_ratio)], True)
         return Selection.all(view.n_tokens, batch_size=view.batch_size, device=view.device, protect=protect)

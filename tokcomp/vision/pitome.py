@@ -53,7 +53,8 @@ class PiToMe(VisionReducer):
     def reduce(self, view: VisionView) -> Selection:
         margin = 0.9 - 0.9 * (view.site.layer or 0) / view.depth
         r = max(1, round(self.r * view.grid[0] * view.grid[1]))
-        return energy_matching(view.keys, r, margin=margin, alpha=self.alpha, valid=view.valid, locked=view.protected)
+        return energy_matching(view.keys, r, margin=margin, alpha=self.alpha, valid=view.valid, locked=view.protected,
+                               complete=not view.padded)  # fmt: skip
 
     def weighs_attention(self) -> bool:
         return self.proportional_attention
