@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "tokcomp"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 CORE = {
+    "tokcomp.deferred",
     "tokcomp.deprecation",
     "tokcomp.errors",
     "tokcomp.signals",
@@ -28,11 +29,12 @@ STRATEGY_MAY = CORE | {"tokcomp.stages", "tokcomp.scored", "tokcomp.registry", "
 MAY_IMPORT = {
     "tokcomp.errors": set(),
     "tokcomp.signals": set(),
-    "tokcomp.selection": set(),
+    "tokcomp.deferred": set(),
+    "tokcomp.selection": {"tokcomp.deferred"},
     "tokcomp.budget": {"tokcomp.errors"},
     "tokcomp.layers": {"tokcomp.errors"},
     "tokcomp.plugin_signals": {"tokcomp.errors", "tokcomp.signals"},
-    "tokcomp.views": {"tokcomp.signals", "tokcomp.plugin_signals"},
+    "tokcomp.views": {"tokcomp.deferred", "tokcomp.signals", "tokcomp.plugin_signals"},
     "tokcomp.vision_view": {"tokcomp.signals", "tokcomp.views"},
     "tokcomp.cache_view": {"tokcomp.signals", "tokcomp.plugin_signals"},
     "tokcomp.types": {

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from tokcomp.deferred import deferrable, deferred
+
 __all__ = ["Selection"]
 
 
+@deferrable("keep", "ragged", "_mask")
 @dataclass(frozen=True, kw_only=True)
 class Selection:
     """Which tokens survive, and in what order; pruning and merging share it.
@@ -45,6 +49,9 @@ class Selection:
     ragged: bool = True
     ascending: bool = False
     complete: bool = False
+    # ``[b, n]`` which tokens survive, where the selection was made of a mask or of the best in their order. The runner, which
+    # goes by it, spares ``keep``, worked out when somebody asks, and the look at the device for its width. A changed copy has none.
+    _mask: Tensor | None = field(default=None, init=False, repr=False, compare=False)
 
     @classmethod
     def all(cls, n: int, *, batch_size: int = 1, device: torch.device | str | None = None,
@@ -73,8 +80,13 @@ class Selection:
             protected: ``[..., n]`` True where a token must be kept: it comes before every other one, and rows that have
                 more protected tokens than ``k`` keep them all.
         """
-        scores = scores.float()
         n = scores.shape[-1]
+        # A stable sort makes the lower index win among equals, on every device; topk leaves ties undefined.
+        if isinstance(k, int) and protected is None and valid is None:
+            first = scores.float().sort(dim=-1, descending=True, stable=True).indices[..., : min(k, n)]
+            keep = first.sort(dim=-1).values if order == "position" else first
+            return cls(keep=keep, ragged=False, ascending=order == "position")
+        scores = scores.float()
         counts = torch.full(scores.shape[:-1], k, device=scores.device) if isinstance(k, int) else k.to(scores.device)
         if protected is not None:
             protected = protected if valid is None else protected & valid
@@ -83,30 +95,23 @@ class Selection:
         if valid is not None:
             scores = scores.masked_fill(~valid, -torch.inf)
             counts = torch.minimum(counts, valid.sum(-1))
-        uniform = isinstance(k, int) and protected is None and valid is None
-        fewest, width = (min(int(k), n),) * 2 if uniform else _extremes(counts)
-        # A stable sort makes the lower index win among equals, on every device; topk leaves ties undefined.
-        best = scores.sort(dim=-1, descending=True, stable=True).indices[..., :width]
-        if fewest == width:
-            keep = best.sort(dim=-1).values if order == "position" else best
-            return cls(keep=keep, ragged=False, ascending=order == "position")
-        beyond = torch.arange(width, device=scores.device) >= counts[..., None]
-        if order == "position":
-            keep = best.masked_fill(beyond, n).sort(dim=-1).values
-            keep = keep.masked_fill(keep == n, -1)
-        else:
-            keep = best.masked_fill(beyond, -1)
-        return cls(keep=keep, ascending=order == "position")
+        best = scores.sort(dim=-1, descending=True, stable=True).indices
+        return cls._later(_Best(best, counts, in_place=order == "position"))
 
     @classmethod
     def from_mask(cls, mask: Tensor, *, count: int | None = None) -> Selection:
         """Keep the tokens where ``mask`` ``[..., n]`` is True, in ascending position; ``count``: how many each row has,
         where that is known, which spares a look at the device."""
-        n = mask.shape[-1]
-        fewest, width = _extremes(mask.sum(-1)) if count is None else (count, count)
-        index = torch.arange(n, device=mask.device).expand(mask.shape)
-        keep = index.masked_fill(~mask, n).sort(dim=-1).values[..., :width]
-        return cls(keep=keep.masked_fill(keep == n, -1), ragged=fewest != width, ascending=True)
+        return cls._later(_Marked(mask, count))
+
+    @classmethod
+    def _later(cls, chosen: _Best | _Marked) -> Selection:
+        """The selection of the chosen tokens, whose indices are worked out when they are asked for."""
+        ascending = chosen.in_place
+        selection = cls(keep=deferred(chosen.keep), ragged=deferred(chosen.ragged), ascending=ascending)
+        if ascending:
+            object.__setattr__(selection, "_mask", deferred(chosen.mask))
+        return selection
 
     @classmethod
     def merge(cls, keep: Tensor, assign: Tensor, *, weight: Tensor | None = None, protect: Tensor | None = None,
@@ -177,12 +182,71 @@ class Selection:
             raise ValueError("a slot's representative in keep is not assigned to that slot")
 
 
+class _Marked:
+    """The tokens where a mask ``[..., n]`` is True."""
+
+    in_place = True
+
+    def __init__(self, mask: Tensor, count: int | None) -> None:
+        self._mask, self._count = mask, count
+
+    @cached_property
+    def _counts(self) -> Tensor:
+        return self._mask.sum(-1)
+
+    @cached_property
+    def _width(self) -> tuple[int, int]:
+        return _extremes(self._counts) if self._count is None else (self._count, self._count)
+
+    def keep(self) -> Tensor:
+        # Bytes sort on every device: the True ones come first, in their order.
+        order = self._mask.view(torch.uint8).sort(dim=-1, descending=True, stable=True).indices
+        keep = order[..., : self._width[1]]
+        return _cut(keep, self._counts, -1) if self.ragged() else keep
+
+    def ragged(self) -> bool:
+        return self._width[0] != self._width[1]
+
+    def mask(self) -> Tensor:
+        return self._mask
+
+
+class _Best:
+    """The first ``counts`` ``[...]`` of the indices ``best`` ``[..., n]``; ``in_place``: in ascending position."""
+
+    def __init__(self, best: Tensor, counts: Tensor, *, in_place: bool) -> None:
+        self._best, self._counts, self.in_place = best, counts, in_place
+
+    @cached_property
+    def _width(self) -> tuple[int, int]:
+        return _extremes(self._counts)
+
+    def keep(self) -> Tensor:
+        n, first = self._best.shape[-1], self._best[..., : self._width[1]]
+        if not self.in_place:
+            return _cut(first, self._counts, -1) if self.ragged() else first
+        if not self.ragged():
+            return first.sort(dim=-1).values
+        keep = _cut(first, self._counts, n).sort(dim=-1).values
+        return keep.masked_fill(keep == n, -1)
+
+    def ragged(self) -> bool:
+        return self._width[0] != self._width[1]
+
+    def mask(self) -> Tensor:
+        kept = torch.arange(self._best.shape[-1], device=self._best.device) < self._counts[..., None]
+        return torch.zeros_like(self._best, dtype=torch.bool).scatter(-1, self._best, kept.expand(self._best.shape))
+
+
+def _cut(index: Tensor, counts: Tensor, filler: int) -> Tensor:
+    """``index`` ``[..., k]`` with ``filler`` behind the first ``counts`` ``[...]`` of each row."""
+    return index.masked_fill(torch.arange(index.shape[-1], device=index.device) >= counts[..., None], filler)
+
+
 def _extremes(counts: Tensor) -> tuple[int, int]:
     """Smallest and largest number, in one look at the device; 0 and 0 where there is none."""
-    if counts.numel() <= 1:
-        return (int(counts),) * 2 if counts.numel() else (0, 0)
-    smallest, largest = torch.stack(counts.aminmax()).tolist()
-    return smallest, largest
+    numbers = counts.flatten().tolist() or [0]
+    return min(numbers), max(numbers)
 
 
 def _integer(name: str, value: Tensor) -> None:

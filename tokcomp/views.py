@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from tokcomp.deferred import deferrable
 from tokcomp.plugin_signals import SignalReader
 from tokcomp.signals import Signal, declared
 
@@ -38,12 +39,12 @@ class TokenView(SignalReader):
 
     @property
     def batch_size(self) -> int:
-        return self.tokens.shape[0]
+        return self.valid.shape[0]
 
     @property
     def n_tokens(self) -> int:
         """Tokens of the longest row (rows of a ragged batch may have fewer, see ``counts``)."""
-        return self.tokens.shape[1]
+        return self.valid.shape[1]
 
     @property
     def counts(self) -> Tensor:
@@ -57,7 +58,7 @@ class TokenView(SignalReader):
 
     @property
     def device(self) -> torch.device:
-        return self.tokens.device
+        return self.valid.device
 
     @property
     def digest(self) -> Tensor:
@@ -66,6 +67,7 @@ class TokenView(SignalReader):
         return declared(self._digest, Signal.DIGEST)
 
 
+@deferrable("tokens", "sizes", "origin", "protected", "image", "initial", "_rows")
 @dataclass(frozen=True, kw_only=True)
 class PrefillView(TokenView):
     """What a :class:`~tokcomp.PrefillFilter` sees after one language-model layer.
