@@ -50,14 +50,6 @@ def test_keeps_what_the_rule_keeps(
         assert kept(selection, view, row) == survivors(one.attention[0], *thresholds, marks)
 
 
-def test_padded_rows_and_columns_have_no_say() -> None:
-    strategy = MustDrop(global_threshold=0.05, individual_threshold=0.1)
-    view = random_view([12, 9, 5], filter=strategy, rows=[2, 4, 3])
-    loud = view.rows[:, None, :, None] & view.valid[:, None, None]
-    noisy = replace(view, _attention=view.attention.masked_fill(~loud, 0.9))
-    assert torch.equal(strategy.filter(noisy).keep, strategy.filter(view).keep)
-
-
 def test_both_comparisons_are_strict() -> None:
     # Four equal tokens hold a quarter of the attention each: at theta_g = 1/4, or at theta_i = their peak, none leaves.
     attention = torch.full((1, 2, 2, 4), 0.125)

@@ -72,9 +72,9 @@ class MustDrop(PrefillFilter):
         if view.padded:
             keep = keep & view.valid
             wanted = wanted.masked_fill(~view.valid, -1.0)
-        # Where nothing is left, the token that is wanted most: of equal ones the first.
-        best = wanted.argmax(dim=1, keepdim=True)
-        keep = keep.scatter(1, best, keep.gather(1, best) | ~keep.any(dim=1, keepdim=True))
+        # The first of those that are left; where nothing is, the token that is wanted most: of equal ones the first.
+        best = wanted.masked_fill(keep, torch.inf).argmax(dim=1, keepdim=True)
+        keep = keep.scatter(1, best, True)
         return Selection.from_mask(keep)
 
     def _attended(self, view: PrefillView) -> tuple[Tensor, Tensor]:
@@ -82,6 +82,5 @@ class MustDrop(PrefillFilter):
         if view.attention.shape[2] == 0:
             zero = torch.zeros(view.valid.shape, device=view.device)
             return zero, zero
-        real = view.rows[:, :, None] & view.valid[:, None, :]  # (b, t, n)
-        mean = view.attention.float().mean(dim=1).masked_fill(~real, 0.0)
+        mean = view.attention.float().mean(dim=1)  # (b, t, n)
         return mean.sum(dim=1), mean.amax(dim=1)

@@ -113,9 +113,7 @@ def adopt_text(cache: Any, decoder: Decoder, policy: str | None, tokens: Tensor,
     held, valid = list(cache.layers), shown
     if valid is None:
         valid = torch.ones(tokens.shape[0], length, dtype=torch.bool, device=tokens.device)
-    none = torch.zeros_like(valid)
-    text = none.long() - 1
-    prompt = Prompt(origin=text, image=text, sizes=none.float(), protected=none, valid=valid, lengths=valid.sum(dim=1))
+    prompt = Prompt.of_text(valid, present=shown)
     request = Request(prompt, [], [[]] * len(valid), [0] * len(valid), [0] * len(valid))
     columns = torch.arange(valid.shape[1], device=valid.device)[None]
     request.next_position = next_after(columns + decoder.first_position if positions is None else positions)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import torch
 from torch import Tensor
@@ -11,11 +11,16 @@ from tokcomp.errors import TokcompError
 from tokcomp.types import Selection, debugging
 
 __all__ = [
+    "check_selection",
     "clean_selection",
     "compress_index",
     "gather_entries",
     "gather_tokens",
+    "kept_mask",
+    "kept_of",
     "renumber",
+    "tidy",
+    "true_first",
     "widened",
     "with_protected",
 ]
@@ -28,30 +33,66 @@ def clean_selection(selection: Selection, valid: Tensor, *, uniform: bool, who: 
     Raises:
         TokcompError: in debug mode, when the selection breaks the contract.
     """
+    check_selection(selection, valid, who=who)
+    return tidy(selection, valid, uniform=uniform)
+
+
+def tidy(selection: Selection, valid: Tensor, *, uniform: bool) -> Selection:
+    """The same without a check."""
     keep = selection.keep.to(valid.device)
     if keep.shape[0] != valid.shape[0]:
         keep = keep.expand(valid.shape[0], *keep.shape[1:])
-    if debugging():
-        some = valid.any(dim=1)  # nothing can be kept of a sample without images
-        try:
-            _of_rows(replace(selection, keep=keep), some).check(valid.shape[-1], batch_size=int(some.sum()))
-        except (TypeError, ValueError) as error:
-            raise TokcompError(f"{who} returned a wrong selection: {error}") from error
     if uniform or selection.assign is not None:
         return replace(selection, keep=keep)
     picked = (keep >= 0) & valid.gather(1, keep.clamp(min=0))
     # Kept padding becomes -1; a stable sort moves it behind the kept tokens without changing their order.
-    order = (~picked).to(torch.uint8).argsort(dim=1, stable=True)
+    order = true_first(picked)
     keep = keep.masked_fill(~picked, -1).gather(1, order)
     protect = None if selection.protect is None else selection.protect.gather(1, order)
     return replace(selection, keep=keep, protect=protect, ragged=True)
+
+
+def check_selection(selection: Selection, valid: Tensor, *, who: str) -> None:
+    """Refuse, in debug mode, a selection of tokens ``valid`` ``[b, n]`` that breaks the contract.
+
+    Raises:
+        TokcompError: it does.
+    """
+    if not debugging():
+        return
+    keep = selection.keep.to(valid.device)
+    if keep.shape[0] != valid.shape[0]:
+        keep = keep.expand(valid.shape[0], *keep.shape[1:])
+    some = valid.any(dim=1)  # nothing can be kept of a sample without images
+    try:
+        _of_rows(replace(selection, keep=keep), some).check(valid.shape[-1], batch_size=int(some.sum()))
+    except (TypeError, ValueError) as error:
+        raise TokcompError(f"{who} returned a wrong selection: {error}") from error
+
+
+def kept_mask(selection: Selection, valid: Tensor) -> Tensor | None:
+    """Which of the tokens ``valid`` ``[b, n]`` a selection keeps ``[b, n]``, where that is all it says: nothing is merged, and
+    what stays stands in its order. Padding may be among them. None where it says more."""
+    if selection.assign is not None or not selection.ascending:
+        return None
+    if selection._mask is not None:
+        return selection._mask.to(valid.device).expand(valid.shape)
+    keep = selection.keep.to(valid.device)
+    return kept_of(keep.expand(valid.shape[0], -1), valid.shape[1], ragged=selection.ragged)
+
+
+def kept_of(keep: Tensor, n: int, *, ragged: bool) -> Tensor:
+    """The indices ``keep`` ``[b, k]``, of which some are -1 where they are ``ragged``, as a mask ``[b, n]``."""
+    none = torch.zeros(keep.shape[0], n + ragged, dtype=torch.bool, device=keep.device)
+    return none.scatter(1, keep.where(keep >= 0, n), True)[:, :n] if ragged else none.scatter(1, keep, True)
 
 
 def _of_rows(selection: Selection, rows: Tensor) -> Selection:
     """The selection of those samples alone for which ``rows`` ``[b]`` is True."""
     if bool(rows.all()):
         return selection
-    own = {name: value[rows] for name, value in vars(selection).items()
+    tensors = {field.name: getattr(selection, field.name) for field in fields(selection) if field.init}
+    own = {name: value[rows] for name, value in tensors.items()
            if isinstance(value, Tensor) and value.shape[0] == rows.shape[0]}  # fmt: skip
     return replace(selection, **own)  # type: ignore[arg-type]
 
@@ -59,7 +100,13 @@ def _of_rows(selection: Selection, rows: Tensor) -> Selection:
 def compress_index(keep: Tensor, width: int) -> Tensor:
     """Where ``keep`` ``[b, l]`` is True, moved to the right end in order: indices ``[b, width]``. Rows that keep fewer than
     ``width`` are filled with dropped indices on the left (left padding)."""
-    return keep.to(torch.uint8).argsort(dim=1, stable=True)[:, keep.shape[1] - width :]
+    return keep.view(torch.uint8).argsort(dim=1, stable=True)[:, keep.shape[1] - width :]
+
+
+def true_first(flags: Tensor) -> Tensor:
+    """The indices of each row of ``flags`` ``[b, n]``, those where it is True first, both in ascending order. Seen as bytes,
+    flags are sorted without a copy."""
+    return flags.view(torch.uint8).argsort(dim=1, descending=True, stable=True)
 
 
 def gather_tokens(x: Tensor, index: Tensor) -> Tensor:
@@ -76,7 +123,7 @@ def gather_entries(x: Tensor, index: Tensor) -> Tensor:
 
 def renumber(valid: Tensor) -> Tensor:
     """Positions 0, 1, 2... over the valid tokens of each row ``[b, l]``; padding gets 0."""
-    return (valid.long().cumsum(dim=1) - 1).clamp(min=0)
+    return (valid.cumsum(dim=1) - 1).clamp(min=0)
 
 
 def widened(selection: Selection, before: int) -> Selection:
@@ -104,8 +151,7 @@ def with_protected(selection: Selection, protected: Tensor) -> Selection:
     each row (or in their place, where the selection is ascending)."""
     keep = selection.keep
     n = protected.shape[1]
-    chosen = torch.zeros(keep.shape[0], n + 1, dtype=torch.bool, device=keep.device)
-    chosen = chosen.scatter(1, keep.where(keep >= 0, n), True)[:, :n]
+    chosen = kept_of(keep, n, ragged=True)
     missing = protected & ~chosen
     if not bool(missing.any()):
         return selection
@@ -113,7 +159,7 @@ def with_protected(selection: Selection, protected: Tensor) -> Selection:
         return replace(Selection.from_mask(chosen | protected), protect=None)
     added = Selection.from_mask(missing).keep
     both = torch.cat([keep, added], dim=1)
-    order = (both < 0).to(torch.uint8).argsort(dim=1, stable=True)
+    order = true_first(both >= 0)
     both = both.gather(1, order)
     width = int((both >= 0).sum(dim=1).max())
     both = both[:, :width]

@@ -81,7 +81,7 @@ def to_device(value: Any, device: torch.device) -> Any:
 def _on(request: Request, device: torch.device) -> Request:
     """The request as a layer on ``device`` sees it."""
     home = request.home if isinstance(request, _Abroad) else request
-    return home if home.prompt.origin.device == device else _Abroad(home, device)
+    return home if home.prompt.valid.device == device else _Abroad(home, device)
 
 
 class _Abroad(Request):
@@ -96,7 +96,7 @@ class _Abroad(Request):
         vars(self).update(fields, home=home, device=device)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        setattr(self.home, name, to_device(value, self.home.prompt.origin.device))
+        setattr(self.home, name, to_device(value, self.home.prompt.valid.device))
 
     @property
     def next_position(self) -> Tensor:  # type: ignore[override]

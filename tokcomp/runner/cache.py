@@ -154,7 +154,7 @@ class CompressedLayer(Columns, DynamicLayer):
                kin: int | None) -> None:  # fmt: skip
         """The prompt of ``request`` is about to write ``sequence``, which is what is left of it; ``initial`` ``[b]`` vision
         tokens will be here then, numbered ``offset`` behind the model's own. ``rows``: 0, 1, 2... ``[b]``."""
-        columns, at = request.prompt.origin.shape[1], sequence.positions
+        columns, at = request.prompt.valid.shape[1], sequence.positions
         if self.offset is not None:
             at = at - self.offset[:, None]
         phase = at[:, None] if at.dim() == 2 else at.permute(1, 2, 0)[:, None]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokcomp.runner.apply import clean_selection
+from tokcomp.runner.apply import check_selection, kept_mask, tidy, true_first
 from tokcomp.runner.request import Request
 from tokcomp.stages import PrefillFilter
 from tokcomp.types import PrefillView, Selection
@@ -70,7 +70,7 @@ class Divided:
         own = own.flatten(0, 1)
         counts = own.sum(dim=1)
         width = int(counts.max())
-        index = (~own).to(torch.uint8).argsort(dim=1, stable=True)[:, :width]
+        index = true_first(own)[:, :width]
         return cls(index, torch.arange(width, device=part.device) < counts[:, None], parts)
 
     def shown(self, view: PrefillView, initial: Tensor) -> PrefillView:
@@ -109,12 +109,15 @@ class Divided:
     def select(self, strategy: PrefillFilter, view: PrefillView, initial: Tensor, who: str) -> Selection:
         """What the filter selects of each part, as one selection of the samples' tokens."""
         shown = self.shown(view, initial)
-        chosen = clean_selection(strategy.filter(shown), self.valid, uniform=False, who=who)
-        keep, b = chosen.keep, view.batch_size
+        chosen, b = strategy.filter(shown), view.batch_size
+        check_selection(chosen, self.valid, who=who)
+        kept = kept_mask(chosen, self.valid)
+        if kept is not None:
+            return Selection.from_mask(self._whole(kept & self.valid, view.n_tokens))
+        chosen = tidy(chosen, self.valid, uniform=False)
+        keep = chosen.keep
         places = self.index.gather(1, keep.clamp(min=0)).where(keep >= 0, -1).view(b, -1)
-        if chosen.ascending and chosen.assign is None:
-            return Selection.from_mask(_marked(places, places >= 0, view.n_tokens))
-        order = (places < 0).to(torch.uint8).argsort(dim=1, stable=True)
+        order = true_first(places >= 0)
         kept = places.gather(1, order)
         ragged = replace(chosen, keep=kept, protect=None, ragged=True, ascending=False)
         if chosen.assign is None:
@@ -134,8 +137,8 @@ class Divided:
             weight = weight.new_zeros(b, n + 1).index_put((rows.expand_as(column), column), weight)[:, :n]
         return replace(ragged, assign=assign, weight=weight)
 
-
-def _marked(places: Tensor, real: Tensor, n: int) -> Tensor:
-    """The ``real`` ones of ``places`` ``[b, k]`` as a mask ``[b, n]``."""
-    none = torch.zeros(places.shape[0], n + 1, dtype=torch.bool, device=places.device)
-    return none.scatter(1, places.where(real, n), True)[:, :n]
+    def _whole(self, kept: Tensor, n: int) -> Tensor:
+        """The tokens ``kept`` ``[b * parts, w]`` of the parts as a mask of the samples' tokens ``[b, n]``."""
+        b = kept.shape[0] // self.parts
+        none = torch.zeros(b, n + 1, dtype=torch.bool, device=kept.device)
+        return none.scatter(1, self.index.where(kept, n).view(b, -1), True)[:, :n]

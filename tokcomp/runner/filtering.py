@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from tokcomp.deferred import deferred
 from tokcomp.errors import CompatibilityError
 from tokcomp.models.adapter import Decoder
 from tokcomp.ops.scores import attention_rows
 from tokcomp.plugin_signals import attended, extra_names
-from tokcomp.runner.apply import clean_selection, gather_tokens, with_protected
+from tokcomp.runner.apply import check_selection, gather_tokens
 from tokcomp.runner.divided import Divided, parts_of
 from tokcomp.runner.extra import from_decoder
-from tokcomp.runner.masks import Visibility, over_heads
+from tokcomp.runner.masks import over_heads
 from tokcomp.runner.passes import Pass
 from tokcomp.runner.shortening import shorten
 from tokcomp.stages import PrefillFilter
@@ -75,14 +77,15 @@ class Filtering:
         made = from_decoder(strategy.signals(), "prefill", query, key, scale, run.sees, layer=layer, **logits)
         run.extra = {name: value[:, -run.sequence.length :] for name, value in made.items()}
         if _asks_rows(strategy) and strategy.attention_of == "this":
-            run.rows = self._rows(run, run.sees, query[:, :, -self._height(run, strategy) :], key, scale, logits)
+            query = query[:, :, query.shape[2] - self._height(run, strategy) :]
+            run.rows = self._rows(run, run.seen(query), query, key, scale, logits)
 
     def prepare(self, run: Pass, hidden: Tensor) -> None:
         """Show the embeddings ``[b, l, d]`` to the filters that want to see them."""
         if not self.preparing:
             return
         assert run.sequence is not None
-        slots, real = run.sequence.slots(run.request.prompt)
+        slots, real = run.sequence.slots()
         for strategy in self.preparing:
             view = self._view(run, strategy, -1, hidden, slots, real)
             if strategy.budget_per != "prompt":
@@ -99,25 +102,25 @@ class Filtering:
             assert self.decoder.query_key is not None
             tables = run.tables(layer + 1, hidden)
             query, key, scale = self.decoder.query_key(layer + 1, hidden, self._height(run, strategy), tables)
-            sees = run.sees_prompt(layer + 1)
+            mask = over_heads(run.sees_prompt(layer + 1).last(query.shape[2], query.device), query.shape[1])
             if run.turn is not None:
                 key = torch.cat([run.turn.layers[layer + 1].held_keys(), key], dim=2)
-            run.rows = self._rows(run, sees, query, key, scale, self.decoder.logits(layer + 1))
-        slots, real = sequence.slots(run.request.prompt)
+            run.rows = self._rows(run, mask, query, key, scale, self.decoder.logits(layer + 1))
+        slots, real = sequence.slots()
         view = self._view(run, strategy, layer, hidden, slots, real)
         who = f"prefill strategy '{strategy.name}'"
         selection = self._select(run, strategy, view, slots, who)
-        if self.protects and strategy.respects_protected:
-            selection = with_protected(selection, view.protected)
+        protected = view.protected if self.protects and strategy.respects_protected else None
         run.rows = run.keys = None
         run.extra = {}
         anew = strategy.positions == "renumber"
-        return shorten(run, layer, hidden, slots, real, selection, number_anew=anew)
+        return shorten(run, layer, hidden, slots, real, selection, protected, number_anew=anew)
 
     def _select(self, run: Pass, strategy: PrefillFilter, view: PrefillView, slots: Tensor, who: str) -> Selection:
         if strategy.budget_per == "prompt" or max(run.request.images_of) < 1:
-            assert run.sequence is not None
-            return clean_selection(strategy.filter(view), view.valid, uniform=run.sequence.uniform, who=who)
+            selection = strategy.filter(view)
+            check_selection(selection, view.valid, who=who)
+            return selection
         divided, initial = self._divided(run, strategy, view, slots)
         return divided.select(strategy, view, initial, who)
 
@@ -138,28 +141,22 @@ class Filtering:
     def _height(self, run: Pass, strategy: PrefillFilter) -> int:
         return 1 if strategy.queries == "last" else run.request.prompt.text_rows
 
-    def _rows(self, run: Pass, sees: Visibility, query: Tensor, key: Tensor, scale: float,
+    def _rows(self, run: Pass, mask: Tensor | None, query: Tensor, key: Tensor, scale: float,
               logits: dict[str, Any]) -> Tensor:  # fmt: skip
         """Attention of the queries over all keys, of which those of the sequence are shown ``[b, h, t, l]``."""
         assert run.sequence is not None
-        mask = over_heads(sees.last(query.shape[2], query.device), query.shape[1])
         return attention_rows(query, key, scale=scale, mask=mask, **logits)[..., -run.sequence.length :]
 
     def _view(
         self, run: Pass, strategy: PrefillFilter, layer: int, hidden: Tensor, slots: Tensor, real: Tensor
     ) -> PrefillView:
-        assert run.sequence is not None
-        prompt, signals = run.request.prompt, strategy.signals()
-        columns = run.sequence.index.gather(1, slots)
-        attention = rows = keys = text = text_keys = None
-        if run.rows is not None:
-            attention = run.rows.gather(3, slots[:, None, None].expand(-1, *run.rows.shape[1:3], -1))
-            rows = torch.ones(slots.shape[0], attention.shape[2], dtype=torch.bool, device=slots.device)
-            if strategy.queries == "text" and prompt.text_valid is not None:
-                rows = prompt.text_valid
-            attention = attention.masked_fill(~(rows[:, None, :, None] & real[:, None, None]), 0.0)
+        sequence, prompt, signals = run.sequence, run.request.prompt, strategy.signals()
+        assert sequence is not None
+        columns = functools.cache(lambda: sequence.index.gather(1, slots))
+        attention, rows = self._attention(run, strategy, slots, real)
+        keys = text = text_keys = None
         # The text after the last image is never dropped, so it is always what the rows end with.
-        first = run.sequence.length - prompt.text_rows
+        first = sequence.length - prompt.text_rows
         if Signal.TEXT in signals:
             text = hidden[:, first:]
         if run.keys is not None:
@@ -168,15 +165,15 @@ class Filtering:
         return PrefillView(
             layer=layer,
             depth=self.depth,
-            tokens=gather_tokens(hidden, slots),
+            tokens=deferred(lambda: gather_tokens(hidden, slots)),
             valid=real,
-            sizes=run.sequence.sizes_at(prompt, slots),
-            origin=prompt.origin.gather(1, columns),
-            image=prompt.image.gather(1, columns),
-            protected=prompt.protected.gather(1, columns) & real,
-            padded=not run.sequence.uniform,
+            sizes=deferred(lambda: sequence.sizes_at(prompt, slots)),
+            origin=deferred(lambda: prompt.origin.gather(1, columns())),
+            image=deferred(lambda: prompt.image.gather(1, columns())),
+            protected=deferred(lambda: prompt.protected.gather(1, columns()) & real),
+            padded=not sequence.uniform,
             marked=self.protects,
-            initial=prompt.vision.sum(dim=1),
+            initial=deferred(lambda: prompt.vision.sum(dim=1)),
             memory=run.noted.setdefault(id(strategy), {}),
             _attention=attention,
             _rows=rows,
@@ -189,6 +186,24 @@ class Filtering:
             _declared=extra_names(signals),
             _digest=prompt.digest if Signal.DIGEST in signals else None,
         )
+
+    @staticmethod
+    def _attention(run: Pass, strategy: PrefillFilter, slots: Tensor,
+                   real: Tensor) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
+        """The rows that the filter asked for over the vision tokens ``[b, h, t, n]``, 0 for padding, and which of them are
+        real ``[b, t]``."""
+        sequence, prompt = run.sequence, run.request.prompt
+        assert sequence is not None
+        if run.rows is None:
+            return None, None
+        attention = run.rows.gather(3, slots[:, None, None].expand(-1, *run.rows.shape[1:3], -1))
+        shown = None if sequence.uniform else real[:, None, None]
+        rows = prompt.text_valid if strategy.queries == "text" else None
+        if rows is None:
+            rows = deferred(lambda: torch.ones_like(attention[:, 0, :, 0], dtype=torch.bool))
+        elif len(set(prompt.behind)) > 1:
+            shown = rows[:, None, :, None] if shown is None else rows[:, None, :, None] & shown
+        return attention if shown is None else attention.masked_fill(~shown, 0.0), rows
 
 
 def _asks_rows(strategy: PrefillFilter) -> bool:

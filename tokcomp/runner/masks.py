@@ -42,7 +42,10 @@ class Visibility:
     def rows(self, index: Tensor) -> Tensor:
         """What the queries at the keys ``index`` ``[r]`` or ``[b, r]`` see: bool ``[b|1, 1|g, r, l]``."""
         at = index if index.dim() == 2 else index[None]
-        seen = (torch.arange(self.length, device=index.device) <= at[..., None])[:, None]
+        return self._seen(at, torch.arange(self.length, device=index.device))
+
+    def _seen(self, at: Tensor, columns: Tensor) -> Tensor:
+        seen = (columns <= at[..., None])[:, None]
         near, same = self._near(at), self._same_block(at)
         if same is not None and not (self.through and near is not None):
             seen = seen | same
@@ -57,7 +60,8 @@ class Visibility:
     def last(self, rows: int, device: torch.device) -> Tensor | None:
         """What the last ``rows`` queries see ``[b|1, 1|g, rows, l]``; None where that is everything."""
         if rows > 1 or self.window is not None:
-            return self.rows(torch.arange(self.length - rows, self.length, device=device))
+            columns = torch.arange(self.length, device=device)
+            return self._seen(columns[None, self.length - rows :], columns)
         if self.valid is None:
             return None
         return self.valid[:, None, None] if self.valid.dim() == 2 else self.valid[:, :, None]

@@ -17,7 +17,7 @@ from tokcomp.runner.arguments import cache_in
 from tokcomp.runner.cache import CompressedLayer
 from tokcomp.runner.deepstack import Deepstack
 from tokcomp.runner.hooks import base_implementation
-from tokcomp.runner.masks import Visibility, layer_mask
+from tokcomp.runner.masks import Visibility, layer_mask, over_heads
 from tokcomp.runner.request import Prompt, Request, Sequence
 from tokcomp.runner.tables import appended, filled
 from tokcomp.runner.turns import Follow, LaterTurn, shown
@@ -59,7 +59,7 @@ class Pass:
         first_offset: how the first layer's numbering lags behind, as the pass begins (later passes only).
         blocks: ``[b, l]`` which of the pass's own tokens attend in both directions, see :class:`Visibility`; None: none.
         through: those blocks ignore a layer's window.
-        sees: which keys the layer now running may see.
+        sees: which keys the layer now running may see; ``mask``: the mask that it got for that (prefill only), or None.
         rows: attention rows that the filter asked for, of the layer that has just run; ``keys``: its keys;
             ``extra``: what plug-in signals made of it, per token of the sequence.
         noted: what each filter noted for its later layers, by the filter's id.
@@ -85,6 +85,7 @@ class Pass:
     blocks: Tensor | None = None
     through: bool = False
     sees: Visibility = field(default_factory=lambda: Visibility(0))
+    mask: Any = None
     rows: Tensor | None = None
     keys: Tensor | None = None
     extra: dict[str, Tensor] = field(default_factory=dict)
@@ -116,16 +117,26 @@ class Pass:
         if cache is not None:
             name = ("vision", id(sequence))
             if name not in self.memo:
-                rows = torch.arange(sequence.index.shape[0], device=sequence.index.device)
-                self.memo[name] = sequence.vision_counts(self.request.prompt), rows
+                self.memo[name] = sequence.vision.sum(dim=1)
+            if "rows" not in self.memo:
+                self.memo["rows"] = torch.arange(sequence.index.shape[0], device=sequence.index.device)
+            vision, rows = self.memo[name], self.memo["rows"]
             if self.turn is None:
-                cache.layers[number].expect(self.request, sequence, *self.memo[name], sequence.offset, kin)
+                cache.layers[number].expect(self.request, sequence, vision, rows, sequence.offset, kin)
             else:
-                kin = self.turn.arrive(number, self.request, sequence, *self.memo[name])
+                kin = self.turn.arrive(number, self.request, sequence, vision, rows)
         if self.changed:
             # Layers turn by the tables; from ids with gaps flash attention would take the row for packed sequences.
             kwargs["position_ids"] = None
-            kwargs["attention_mask"] = self._mask(hidden, self.sees, kin=kin)
+            self.mask = kwargs["attention_mask"] = self._mask(hidden, self.sees, kin=kin)
+
+    def seen(self, query: Tensor) -> Tensor | None:
+        """What the queries ``[b, h, t, d]``, the last ones of the layer now running in a prefill, see ``[b|1, 1|h, t, l]``; None:
+        all. It is read off the layer's own mask, where that says so."""
+        if self.mask is not None and self.mask.dtype == torch.bool and self.mask.dim() == 4:
+            mask: Tensor = self.mask[:, :, self.mask.shape[2] - query.shape[2] :]
+            return mask
+        return over_heads(self.sees.last(query.shape[2], query.device), query.shape[1])
 
     def step(self, number: int, hidden: Tensor, kwargs: dict[str, Any]) -> None:
         """Give layer ``number`` of a later pass what belongs to its own cache."""
@@ -228,28 +239,28 @@ class Pass:
         return self.memo[key]
 
 
-def whole(prompt: Prompt, positions: Tensor, valid: Tensor | None, n_vision: int, uniform: bool) -> Sequence:
+def whole(prompt: Prompt, positions: Tensor) -> Sequence:
     """The sequence of all columns of a prompt."""
     b, length = prompt.valid.shape
     index = torch.arange(length, device=positions.device).expand(b, length)
-    return Sequence(index=index, valid=valid, positions=positions, offset=None, n_vision=n_vision, uniform=uniform)
+    return Sequence(index=index, valid=prompt.present, positions=positions, offset=None, vision=prompt.vision,
+                    texts=prompt.texts, counts=prompt.visions)  # fmt: skip
 
 
-def padding_of(mask: Tensor | None, like: Tensor) -> tuple[Tensor, bool]:
-    """Which tokens are real ``[b, l]``, and whether any is not.
+def padding_of(mask: Tensor | None, like: Tensor) -> Tensor | None:
+    """Which tokens are real ``[b, l]``; None: all.
 
     Raises:
         UnsupportedError: a mask of other than two dimensions.
     """
     if mask is None:
-        return torch.ones(like.shape[:2], dtype=torch.bool, device=like.device), False
+        return None
     if isinstance(mask, dict) or mask.dim() != 2:
         what = "made for each kind of layer" if isinstance(mask, dict) else f"of {mask.dim()} dimensions"
         raise UnsupportedError(
             f"an attention_mask {what} is not supported while tokcomp is attached: give the 2-D padding mask"
         )
-    valid = mask.to(device=like.device, dtype=torch.bool)
-    return valid, not bool(valid.all())
+    return mask.to(device=like.device, dtype=torch.bool)
 
 
 def to_columns(hidden: Tensor, sequence: Sequence, length: int) -> Tensor:

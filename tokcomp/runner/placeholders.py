@@ -10,9 +10,9 @@ from torch import Tensor
 
 from tokcomp.errors import CompatibilityError, FeatureError
 from tokcomp.runner.images import Images
-from tokcomp.runner.request import Prompt
+from tokcomp.runner.sequence import Prompt
 
-__all__ = ["Placement", "build_prompt", "place_images", "refuse_misfit", "text_digest"]
+__all__ = ["Item", "Placement", "place_images", "refuse_misfit", "text_digest"]
 
 _ODD = -7046029254386353131
 
@@ -121,130 +121,6 @@ def refuse_misfit(kind: str, lengths: Sequence[int], counts: Sequence[int]) -> N
         _hand_out(kind, [Item(0, owner, 0, length) for owner, length in enumerate(lengths)], counts)
 
 
-def build_prompt(masks: Mapping[str, Tensor], valid: Tensor, placement: Placement, *, digest: Tensor | None) -> Prompt:
-    """The columns of the prompt.
-
-    Args:
-        masks: per kind the placeholders ``[b, l]``. ``valid``: the padding mask ``[b, l]``.
-    """
-    mask = torch.stack(list(masks.values())).any(dim=0)
-    zeros = torch.zeros_like(mask, dtype=torch.long)
-    alive, sizes, protected = torch.zeros_like(mask), torch.ones_like(mask, dtype=torch.float32), torch.zeros_like(mask)
-    starts, unit, call = torch.zeros_like(mask), zeros - 1, zeros - 1
-    stands = None
-    for kind, columns in masks.items():
-        filled = _filled(placement, kind, columns)
-        if filled is None:
-            continue
-        alive, sizes = alive.masked_scatter(columns, filled.alive), sizes.masked_scatter(columns, filled.sizes)
-        protected, starts = (
-            protected.masked_scatter(columns, filled.protected),
-            starts.masked_scatter(columns, filled.starts),
-        )
-        unit, call = unit.masked_scatter(columns, filled.unit), call.masked_scatter(columns, filled.call)
-        if filled.stands is not None:
-            own = torch.arange(mask.shape[1], device=mask.device).expand_as(zeros) if stands is None else stands
-            stands = own.masked_scatter(columns, columns.nonzero()[:, 1][filled.stands])
-    rank = mask.long().cumsum(dim=1) - 1
-    after = valid & ~mask & (mask.long().flip(1).cumsum(1).flip(1) == 0)
-    rows = int(after.sum(dim=1).max())
-    return Prompt(
-        origin=rank.where(alive, -1),
-        image=(starts.long().cumsum(dim=1) - 1).where(mask, -1),
-        sizes=sizes,
-        protected=protected,
-        valid=valid & (alive | ~mask),
-        lengths=valid.sum(dim=1),
-        unit=unit,
-        call=call,
-        stands=stands,
-        text_rows=rows,
-        text_valid=_right_aligned(after, rows),
-        digest=digest,
-    )
-
-
-@dataclass(frozen=True)
-class _Filled:
-    """All placeholders of one kind ``[p]``, in the order in which the model fills them."""
-
-    alive: Tensor
-    sizes: Tensor
-    protected: Tensor
-    starts: Tensor
-    unit: Tensor
-    call: Tensor
-    stands: Tensor | None
-
-
-def _filled(placement: Placement, kind: str, like: Tensor) -> _Filled | None:
-    items = [item for sample in placement.items[kind] for item in sample]
-    if not items:
-        return None
-    tables = {call: _placeholders_of(placement.images[call]) for call in {item.call for item in items}}
-    moved = any(placement.images[call].reordered for call in tables)
-    parts: list[list[Tensor]] = []
-    filled = 0
-    for run in _runs(items):
-        first, length = run[0], sum(item.length for item in run)
-        span = slice(first.start, first.start + length)
-        alive, sizes, protected, unit, stands = (values[span] for values in tables[first.call])
-        stands = stands + (filled - first.start) if moved else stands
-        parts.append([alive, sizes, protected, _starts(run, alive), unit, torch.full_like(unit, first.call), stands])
-        filled += length
-    joined = parts[0] if len(parts) == 1 else [torch.cat(column) for column in zip(*parts, strict=True)]
-    columns = [column.to(like.device) for column in joined]
-    alive, sizes, protected, starts, unit, call, stands = columns
-    return _Filled(alive, sizes, protected, starts, unit, call, stands if moved else None)
-
-
-def _runs(items: Sequence[Item]) -> list[list[Item]]:
-    """The images cut into runs that stand side by side in one tower call."""
-    runs: list[list[Item]] = []
-    for item in items:
-        last = runs[-1][-1] if runs else None
-        if last is not None and (last.call, last.start + last.length) == (item.call, item.start):
-            runs[-1].append(item)
-        else:
-            runs.append([item])
-    return runs
-
-
-def _starts(run: Sequence[Item], like: Tensor) -> Tensor:
-    """Which placeholders of a run are the first of their image ``[p]`` bool."""
-    length = run[0].length
-    if all(item.length == length for item in run):
-        return torch.arange(like.shape[0], device=like.device) % length == 0
-    starts = torch.zeros_like(like)
-    for item in run:
-        starts[item.start - run[0].start] = True
-    return starts
-
-
-def _placeholders_of(table: Images) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The placeholders of a tower call ``[p]``: whether a token stands there, its size and protection, the unit (-1 for a
-    separator) and the placeholder whose token shall stand there."""
-    flat = table.flat
-    of_units = (table.alive(), table.at_units(table.sizes), table.at_units(table.protected))
-    alive, sizes, protected = (values.flatten() if table.even else values.flatten()[flat] for values in of_units)
-    placed = table.layout.placed
-    if placed is None:
-        own = torch.arange(flat.shape[0], device=flat.device)
-        # Unit j of a row is j placeholders behind its first one.
-        stands = own - flat % table.n_units + table.standing().flatten()[flat] if table.reordered else own
-        return alive, sizes, protected, own, stands
-    unit = placed.to(flat.device)
-    index, separator = unit.clamp(min=0), unit < 0
-    # Where the model packs rows into an image, tokens stand in the order of the image.
-    own = torch.arange(unit.shape[0], device=flat.device)
-    return alive[index] | separator, sizes[index].masked_fill(separator, 1.0), protected[index] & ~separator, unit, own
-
-
-def _right_aligned(mask: Tensor, rows: int) -> Tensor:
-    """How many columns each row has, as a right-aligned mask ``[b, rows]``."""
-    return torch.arange(rows, 0, -1, device=mask.device) <= mask.sum(dim=1, keepdim=True)
-
-
 def text_digest(embeds: Tensor, text: Tensor, placement: Placement | None) -> Tensor:
     """An integer per sample from its text tokens and its images' pixels ``[b]``.
 
@@ -266,7 +142,7 @@ def text_digest(embeds: Tensor, text: Tensor, placement: Placement | None) -> Te
 
 def refuse_without_text(prompt: Prompt, who: str) -> None:
     """Raise where a strategy that is guided by text, as its setting ``who`` says, has nothing to go by."""
-    if prompt.text_valid is None or not bool(prompt.text_valid.any(dim=1).all()):
+    if not prompt.behind or min(prompt.behind) == 0:
         raise CompatibilityError(
             f"{who} is guided by the text after the image, and a prompt has none: put text after the image"
         )

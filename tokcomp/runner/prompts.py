@@ -13,9 +13,10 @@ from tokcomp.errors import FeatureError
 from tokcomp.models.adapter import Adapter
 from tokcomp.runner.apply import compress_index, gather_tokens
 from tokcomp.runner.arguments import tokens_in
+from tokcomp.runner.filling import build_prompt
 from tokcomp.runner.images import Images
 from tokcomp.runner.passes import padding_of, whole
-from tokcomp.runner.placeholders import Placement, build_prompt, place_images, refuse_without_text, text_digest
+from tokcomp.runner.placeholders import Placement, place_images, refuse_without_text, text_digest
 from tokcomp.runner.positions import in_planes, next_after
 from tokcomp.runner.request import Prompt, Request, Sequence
 from tokcomp.stages import CachePolicy, PrefillFilter, VisionReducer
@@ -85,30 +86,30 @@ class PromptReader:
         """The request of a prompt whose placeholders are ``masks`` ``[b, l]`` (none: a plain language model), ``counts`` of
         each kind and sample."""
         embeds = tokens_in(kwargs)
-        valid, padded = padding_of(kwargs.get("attention_mask"), embeds)
+        present = padding_of(kwargs.get("attention_mask"), embeds)
         if not masks:
-            b = valid.shape[0]
-            request = Request(self._plain(embeds, valid), [], [[]] * b, [0] * b, [0] * b)
+            prompt = self._plain(embeds, present)
+            b = prompt.valid.shape[0]
+            request = Request(prompt, [], [[]] * b, [0] * b, [0] * b)
         else:
-            request = self._with_images(masks, valid, embeds, place_images(images, counts))
-        request.padded = padded
+            request = self._with_images(masks, present, embeds, place_images(images, counts))
+        request.padded = request.prompt.present is not None
         request.first_position = self.adapter.decoder.first_position
         request.next_position = next_after(self._positions(kwargs, embeds))
         return request
 
-    def _plain(self, embeds: Tensor, valid: Tensor) -> Prompt:
+    def _plain(self, embeds: Tensor, present: Tensor | None) -> Prompt:
+        valid = torch.ones(embeds.shape[:2], dtype=torch.bool, device=embeds.device) if present is None else present
         tokens = embeds if embeds.dim() == 3 else embeds[..., None]
-        zeros, none = torch.zeros_like(valid, dtype=torch.long), torch.zeros_like(valid)
-        return Prompt(
-            origin=zeros - 1, image=zeros - 1, sizes=zeros.float(), protected=none, valid=valid, lengths=valid.sum(dim=1),
-            digest=text_digest(tokens, valid, None) if self.digests else None,
-        )  # fmt: skip
+        return Prompt.of_text(valid, present, text_digest(tokens, valid, None) if self.digests else None)
 
-    def _with_images(self, masks: dict[str, Tensor], valid: Tensor, embeds: Tensor, placement: Placement) -> Request:
+    def _with_images(self, masks: dict[str, Tensor], present: Tensor | None, embeds: Tensor,
+                     placement: Placement) -> Request:  # fmt: skip
         digest = None
         if self.digests:
-            digest = text_digest(embeds, valid & ~torch.stack(list(masks.values())).any(dim=0), placement)
-        prompt = build_prompt(masks, valid, placement, digest=digest)
+            text = ~torch.stack(list(masks.values())).any(dim=0)
+            digest = text_digest(embeds, text if present is None else present & text, placement)
+        prompt = build_prompt(masks, present, placement, digest=digest)
         if self.guided_by is not None:
             refuse_without_text(prompt, self.guided_by)
         samples = [placement.of_sample(sample) for sample in range(len(placement.counts))]
@@ -123,10 +124,7 @@ class PromptReader:
 
     def untouched(self, request: Request, kwargs: dict[str, Any]) -> Sequence:
         """The sequence of all the prompt's columns."""
-        embeds = tokens_in(kwargs)
-        valid, padded = padding_of(kwargs.get("attention_mask"), embeds)
-        most, fewest = max(request.placeholders), min(request.placeholders)
-        return whole(request.prompt, self._positions(kwargs, embeds), valid if padded else None, most, most == fewest)
+        return whole(request.prompt, self._positions(kwargs, tokens_in(kwargs)))
 
     def deferred(self, masks: dict[str, Tensor], counts: dict[str, list[int]], images: list[Images], kwargs: dict[str, Any],
                  *, depth: int) -> Callable[[], Request]:  # fmt: skip
@@ -159,19 +157,15 @@ class PromptReader:
         prompt, request.moved = request.prompt, True
         if touched:
             _refuse_strange_nan(prompt, kwargs["inputs_embeds"])
-        counts = torch.stack([prompt.valid.sum(dim=1), prompt.vision.sum(dim=1)])
-        (least, fewest), (width, n_vision) = torch.stack(counts.aminmax(dim=1)).tolist()
-        taken = compress_index(prompt.valid, width)
-        valid = None if width == least else prompt.valid.gather(1, taken)
+        lengths = [text + vision for text, vision in zip(prompt.texts, prompt.visions, strict=True)]
+        taken = compress_index(prompt.valid, max(lengths))
+        valid = None if len(set(lengths)) == 1 else prompt.valid.gather(1, taken)
         anew = touched and self.reducer is not None and self.reducer.positions == "renumber"
-        sequence = sequence.take(taken, valid, n_vision=n_vision, uniform=n_vision == fewest, number_anew=anew,
-                                 first=request.first_position)  # fmt: skip
-        if prompt.stands is not None:
-            sequence = sequence.reordered(prompt.stands, numbered_anew=anew)
-            taken = sequence.index
+        sequence = sequence.take(taken, valid, prompt.vision, prompt.visions, number_anew=anew,
+                                 first=request.first_position, stands=prompt.stands)  # fmt: skip
         for name in ("inputs_embeds", "input_ids"):
             if kwargs.get(name) is not None:
-                kwargs[name] = gather_tokens(kwargs[name], taken)
+                kwargs[name] = gather_tokens(kwargs[name], sequence.index)
         if valid is not None and kwargs.get("inputs_embeds") is not None:
             # Padding is made of dropped columns, which hold NaN: masked or not, a NaN value would spread.
             kwargs["inputs_embeds"] = kwargs["inputs_embeds"].masked_fill(~valid[..., None], 0.0)
@@ -182,7 +176,7 @@ class PromptReader:
 
 
 def _refuse_strange_nan(prompt: Prompt, embeds: Tensor) -> None:
-    empty = (prompt.origin < 0) & (prompt.unit >= 0) if prompt.unit is not None else torch.zeros_like(prompt.valid)
+    empty = ~prompt.valid if prompt.present is None else prompt.present & ~prompt.valid
     found = embeds[..., 0].isnan()
     if not torch.equal(found, empty):
         if torch.equal(found.sum(), empty.sum()):

@@ -2,63 +2,68 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from tokcomp.ops.merging import apply_selection
-from tokcomp.runner.apply import compress_index, gather_tokens
+from tokcomp.runner.apply import compress_index, gather_tokens, kept_mask, kept_of, tidy, with_protected
 from tokcomp.runner.passes import Pass
-from tokcomp.runner.request import Sequence
+from tokcomp.runner.sequence import Sequence
 from tokcomp.types import Selection
 
 __all__ = ["shorten"]
 
 
-def shorten(run: Pass, layer: int, hidden: Tensor, slots: Tensor, real: Tensor, selection: Selection, *,
-            number_anew: bool) -> Tensor:  # fmt: skip
-    """Shorten the pass's sequence.
+def shorten(run: Pass, layer: int, hidden: Tensor, slots: Tensor, real: Tensor, selection: Selection,
+            protected: Tensor | None, *, number_anew: bool) -> Tensor:  # fmt: skip
+    """Shorten the pass's sequence. Costs one look at the device, none where all rows are known to keep equally many.
 
     Args:
         run: the pass; its ``sequence``, ``changed`` and ``moved`` are set.
         layer: the layer that has just run.
         hidden: its output ``[b, l, d]``.
         slots: where the vision tokens stand ``[b, n]``; ``real``: which of these are no padding.
-        selection: which of the n go on, cleaned. Merged tokens stand in the column of their representative.
+        selection: which of the n go on. Merged tokens stand in the column of their representative.
+        protected: ``[b, n]`` tokens that go on whatever was selected, or None.
         number_anew: the shortened sequence is numbered 0, 1, 2...
 
     Returns:
         The hidden states ``[b, l', d]`` that go on.
     """
+    kept = kept_mask(selection, real)
+    if kept is None:
+        return _merge(run, layer, hidden, slots, real, selection, protected, number_anew=number_anew)
+    known = None if selection._mask is not None or selection.ragged else selection.keep.shape[1]
+    if protected is not None:
+        kept, known = kept | protected, None
+    cut = _Cut.of(run, slots, kept, known)
+    if cut is None:
+        return hidden
+    run.sequence = cut.sequence(cut.taken, run, number_anew=number_anew)
+    run.changed = run.moved = True
+    return gather_tokens(hidden, cut.taken)
+
+
+def _merge(run: Pass, layer: int, hidden: Tensor, slots: Tensor, real: Tensor, selection: Selection,
+           protected: Tensor | None, *, number_anew: bool) -> Tensor:  # fmt: skip
+    """The same where tokens were merged, or stand in another order."""
     sequence = run.sequence
     assert sequence is not None
-    n, k = slots.shape[1], selection.keep.shape[1]
-    merges = selection.assign is not None
-    if k == n and selection.ascending and not selection.ragged and not merges:
-        return hidden
-    kept = torch.zeros(slots.shape[0], n + 1, dtype=torch.bool, device=slots.device)
-    kept = kept.scatter(1, selection.keep.where(selection.keep >= 0, n), True)[:, :n] & real
-    keep = _columns_kept(sequence, slots, kept, real)
-    width, n_vision, uniform, even = sequence.length - n + k, k, True, sequence.valid is None
-    if not sequence.uniform or selection.ragged:
-        # One look at the device tells how long the longest row is now, and whether all rows are of one length.
-        counts = torch.stack([keep.sum(dim=1), kept.sum(dim=1)])
-        (least, fewest), (width, n_vision) = torch.stack(counts.aminmax(dim=1)).tolist()
-        uniform, even = n_vision == fewest, width == least
-    taken = compress_index(keep, width)
-    valid = None if even else keep.gather(1, taken)
-    vision = rank = None
-    if merges or not selection.ascending:
-        vision, rank = _vision_ranks(sequence.length, taken, slots, kept, valid)
-        rank = rank.clamp(max=k - 1)
-        taken = slots.gather(1, selection.keep.clamp(min=0)).gather(1, rank).where(vision, taken)
-    after = sequence.take(taken, valid, n_vision=n_vision, uniform=uniform, number_anew=number_anew,
-                          first=run.request.first_position)  # fmt: skip
+    selection = tidy(selection, real, uniform=sequence.uniform)
+    if protected is not None:
+        selection = with_protected(selection, protected)
+    k = selection.keep.shape[1]
+    kept = kept_of(selection.keep, real.shape[1], ragged=selection.ragged)
+    cut = _Cut.of(run, slots, kept, None if selection.ragged else k, whole=False)
+    assert cut is not None
+    vision, rank = cut.ranks()
+    rank = rank.clamp(max=k - 1)
+    taken = slots.gather(1, selection.keep.clamp(min=0)).gather(1, rank).where(vision, cut.taken)
+    after = cut.sequence(taken, run, number_anew=number_anew)
     shortened = gather_tokens(hidden, taken)
-    if merges:
-        assert vision is not None
-        assert rank is not None
+    if selection.assign is not None:
         merged, sizes = apply_selection(
             gather_tokens(hidden, slots), sequence.sizes_at(run.request.prompt, slots), selection
         )
@@ -70,22 +75,53 @@ def shorten(run: Pass, layer: int, hidden: Tensor, slots: Tensor, real: Tensor, 
     return shortened
 
 
-def _columns_kept(sequence: Sequence, slots: Tensor, kept: Tensor, real: Tensor) -> Tensor:
-    """Columns of the sequence that go on ``[b, l]``: all text, and the vision tokens in ``kept`` ``[b, n]``."""
-    keep = torch.ones_like(sequence.index, dtype=torch.bool) if sequence.valid is None else sequence.valid
-    # Slots that are no vision token (rows with fewer of them) stay what they are.
-    return keep.scatter(1, slots, kept | (keep.gather(1, slots) & ~real))
+@dataclass(frozen=True)
+class _Cut:
+    """Columns that leave a sequence.
 
+    Attributes:
+        before: the sequence.
+        vision: ``[b, l]`` the vision tokens that go on, ``counts`` of each row.
+        taken: ``[b, l']`` the columns that go on; ``valid``: which of these are no padding, None for all.
+    """
 
-def _vision_ranks(
-    length: int, taken: Tensor, slots: Tensor, kept: Tensor, valid: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Which of the columns ``taken`` of ``length`` are vision tokens ``[b, l']``, and which survivor stands in each."""
-    vision = torch.zeros(taken.shape[0], length, dtype=torch.bool, device=taken.device)
-    vision = vision.scatter(1, slots, kept).gather(1, taken)
-    if valid is not None:
-        vision = vision & valid
-    return vision, (vision.long().cumsum(dim=1) - 1).clamp(min=0)
+    before: Sequence
+    vision: Tensor
+    counts: tuple[int, ...]
+    taken: Tensor
+    valid: Tensor | None
+
+    @classmethod
+    def of(cls, run: Pass, slots: Tensor, kept: Tensor, known: int | None, *, whole: bool = True) -> _Cut | None:
+        """All text goes on, and of the vision tokens at ``slots`` ``[b, n]`` those ``kept`` ``[b, n]``: ``known`` of each row,
+        or unknown. None where nothing leaves and the sequence stays ``whole``."""
+        before = run.sequence
+        assert before is not None
+        known = known if before.uniform else None
+        if whole and known == before.n_vision:
+            return None
+        vision = torch.zeros_like(before.vision).scatter(1, slots, kept)
+        if not before.uniform:  # rows with fewer vision tokens have slots that are none
+            vision = vision & before.vision
+        counts = tuple(vision.sum(dim=1).tolist()) if known is None else (known,) * len(before.counts)
+        if whole and before.uniform and counts == before.counts:
+            return None
+        keep = vision == before.vision
+        if before.valid is not None:
+            keep = keep & before.valid
+        lengths = [text + count for text, count in zip(before.texts, counts, strict=True)]
+        taken = compress_index(keep, max(lengths))
+        return cls(before, vision, counts, taken, None if len(set(lengths)) == 1 else keep.gather(1, taken))
+
+    def sequence(self, taken: Tensor, run: Pass, *, number_anew: bool) -> Sequence:
+        """The sequence of the columns ``taken``: those that go on, as they stand or with vision tokens in another order."""
+        return self.before.take(taken, self.valid, self.vision, self.counts, number_anew=number_anew,
+                                first=run.request.first_position)  # fmt: skip
+
+    def ranks(self) -> tuple[Tensor, Tensor]:
+        """Which of ``taken`` are vision tokens ``[b, l']``, and which survivor stands in each ``[b, l']``."""
+        vision = self.vision.gather(1, self.taken)
+        return vision, (vision.cumsum(dim=1) - 1).clamp(min=0)
 
 
 def _homes(run: Pass, columns: Tensor, selection: Selection) -> Tensor:
