@@ -50,7 +50,8 @@ class Selection:
     ascending: bool = False
     complete: bool = False
     # ``[b, n]`` which tokens survive, where the selection was made of a mask or of the best in their order. The runner, which
-    # goes by it, spares ``keep``, worked out when somebody asks, and the look at the device for its width. A changed copy has none.
+    # goes by it, spares ``keep``, worked out when somebody asks, and the look at the device for its width. A changed copy has
+    # none.
     _mask: Tensor | None = field(default=None, init=False, repr=False, compare=False)
 
     @classmethod

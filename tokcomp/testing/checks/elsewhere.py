@@ -63,7 +63,7 @@ def _home(decided: Decided) -> Decided:
     if found is None:
         return decided
     tensors = {field.name: back(value).cpu() for field in fields(found)
-               if isinstance(value := getattr(found, field.name), Tensor)}  # fmt: skip
+               if field.init and isinstance(value := getattr(found, field.name), Tensor)}  # fmt: skip
     return replace(decided, selection=replace(found, **tensors))
 
 
