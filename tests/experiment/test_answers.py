@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from tests.measure.tiny_models import counted
+from tests.models.families import families, models
 from tokcomp import Pipeline
 from tokcomp.benchmarks.base import Sample
 from tokcomp.benchmarks.scenes import Scenes
-from tokcomp.experiment.answers import Answer, answer_all
+from tokcomp.experiment.answers import Answer, _dense, answer_all
 from tokcomp.experiment.config import ModelConfig
 from tokcomp.experiment.load import LoadedModel, load_model
 from tokcomp.measure.flops import count
@@ -53,6 +56,23 @@ def test_without_strategies_both_sides_count_alike(loaded: LoadedModel, samples:
     assert [answer.tokens for answer in dense] == [answer.tokens for answer in same]
     for a, b in zip(dense, same, strict=True):
         assert count(loaded.shape, a.work).by_part() == count(loaded.shape, b.work).by_part()
+
+
+@pytest.mark.parametrize(
+    ("family", "images"),
+    [("llava_next", 1), ("llava_onevision", 1), ("qwen2_vl", 1), ("qwen2_vl", 2), ("internvl", 3)],
+)
+def test_dense_work_is_that_of_tiles_and_of_images_of_several_sizes(family: str, images: int) -> None:
+    """``images`` pictures of a tower; a processor that cuts tiles calls them one image."""
+    model, inputs = models(family, "eager"), families()[family].sample(images, 0)
+    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    processor = SimpleNamespace(tokenizer=SimpleNamespace(pad_token_id=0, eos_token_id=0))
+    loaded = LoadedModel(model, processor, model.device, torch.float32)
+    asked = images if family.startswith("qwen") else 1
+    ((tokens, work),) = _dense(loaded, inputs, loaded.shape, [asked], [1])
+    made, _ = counted(lambda: model(**inputs, logits_to_keep=1))
+    assert count(loaded.shape, work).total == made
+    assert tokens.cache_lengths == tokens.sequence_tokens == (inputs["input_ids"].shape[1],) * loaded.shape.layers
 
 
 @pytest.mark.parametrize(

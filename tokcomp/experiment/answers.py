@@ -83,11 +83,32 @@ def _answer(loaded: LoadedModel, batch: Sequence[Sample], max_new_tokens: int, s
 def _dense(loaded: LoadedModel, inputs: dict[str, Any], shape: ModelShape, images: Sequence[int],
            news: Sequence[int]) -> list[tuple[SampleTokens, Workload]]:  # fmt: skip
     vision = (inputs["input_ids"] == loaded.model.config.image_token_id).sum(dim=1).tolist()
+    if not all(_of_one_size(shape, placeholders, count) for placeholders, count in zip(vision, images, strict=True)):
+        return _dense_as_recorded(loaded, inputs, shape, news)
     prompts = inputs["attention_mask"].sum(dim=1).tolist()
     return [
         dense_sample(shape, image_tokens=placeholders, prompt_tokens=prompt, images=count, new_tokens=new)
         for placeholders, prompt, count, new in zip(vision, prompts, images, news, strict=True)
     ]
+
+
+def _of_one_size(shape: ModelShape, placeholders: int, images: int) -> bool:
+    """Whether the tower's rows follow from the number of placeholders: as many rows as images, of one size."""
+    tower = shape.tower
+    if tower is None or tower.grid is None:
+        return images == 1
+    row = tower.grid[0] * tower.grid[1] // shape.merge + (tower.prefix if shape.feature_prefix else 0)
+    return placeholders == images * row
+
+
+def _dense_as_recorded(loaded: LoadedModel, inputs: dict[str, Any], shape: ModelShape,
+                       news: Sequence[int]) -> list[tuple[SampleTokens, Workload]]:  # fmt: skip
+    """Tiles of large images, and images of several sizes: one more prefill, of which an empty pipeline records the rows."""
+    nothing = Pipeline()
+    with nothing.attach(loaded.model) as trace:
+        loaded.generate(inputs, 1)
+    rows = _rows_after_image(inputs, loaded)
+    return recorded_samples(trace.last, shape=shape, pipeline=nothing, passes=0, new_tokens=news, text_rows=rows)
 
 
 def _rows_after_image(inputs: dict[str, Any], loaded: LoadedModel) -> list[int]:
