@@ -99,6 +99,7 @@ def test_recorded_work_is_what_the_fields_promise(
             text_tokens=prompt.shape[1] - 144,
             text_before=before,
             new_tokens=answer.tokens.new_tokens,
+            summed=True,
         )
         assert answer.tokens.vision_tokens == expected.vision_tokens
         assert answer.tokens.cache_lengths == pytest.approx(expected.cache_lengths)

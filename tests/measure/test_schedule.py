@@ -10,6 +10,7 @@ from tests.measure.strategies import Fewer, Halves, Loud, Salient, Window
 from tests.measure.tiny_models import TEXT, counted, llava, prompt, qwen
 from tokcomp.errors import ConfigurationError, UnsupportedError
 from tokcomp.measure.flops import count
+from tokcomp.measure.record import workload_from_record
 from tokcomp.measure.schedule import Expected, expected_workload
 from tokcomp.measure.shape import ModelShape, named_shape
 from tokcomp.pipeline import Pipeline
@@ -18,10 +19,10 @@ SHAPE = named_shape("llava-1.5-7b")
 
 
 def expect(text_before: int = 35, assume: dict[str, float] | None = None, new_tokens: int = 1, images: int = 1,
-           **stages: object) -> Expected:  # fmt: skip
+           summed: bool = False, **stages: object) -> Expected:  # fmt: skip
     pipeline = Pipeline(**stages)  # type: ignore[arg-type]
     return expected_workload(SHAPE, pipeline, image_tokens=576, text_tokens=64, text_before=text_before, assume=assume,
-                             new_tokens=new_tokens, images=images)  # fmt: skip
+                             new_tokens=new_tokens, images=images, summed=summed)  # fmt: skip
 
 
 def test_without_strategies_it_is_the_unmodified_model() -> None:
@@ -90,6 +91,21 @@ def test_h2o_counts_its_scores() -> None:
     assert [step[31] for step in expected.workload.decode_lengths] == [33, 33]
     # All prompt rows once, queries times keys: half of the prefill's attention rectangle; then one row per step.
     assert count(SHAPE, expected.workload).selection == 32 * (2 * 640 * 640 * 4096 + 2 * 2 * 33 * 4096)
+
+
+def test_sums_that_come_with_the_attention_cost_no_product() -> None:
+    h2o = {"name": "h2o", "heavy_tokens": 20, "recent_tokens": 12}
+    assert count(SHAPE, expect(cache=h2o, new_tokens=3, summed=True).workload).selection == 32 * (2 * 2 * 33 * 4096)
+    mixed = {
+        "name": "by_layer",
+        "ranges": [{"policy": h2o}, {"first_layer": 4, "policy": {"name": "snapkv", "keep_tokens": 40}}],
+    }
+    scores = expect(cache=mixed, summed=True).workload.scores
+    assert [(work.rows, work.keys) for work in scores] == [(29, 640)] * 28, (
+        "rows that a policy names are made by themselves"
+    )
+    for cache in ("snapkv", "tova"):
+        assert expect(cache=cache, summed=True).workload == expect(cache=cache).workload
 
 
 def test_the_mustdrop_cache_follows_the_filter() -> None:
@@ -236,3 +252,17 @@ def test_expected_counts_are_those_of_a_real_run(stages: dict[str, object]) -> N
     measured = sum(parts[f"{name}.language_model.layers.{layer}"] for layer in range(3))
     scores = sum(2 * work.rows * work.keys * 64 for work in workload.scores if work.part == "language")
     assert flops.prefill + scores == measured
+
+
+def test_sums_of_a_real_run_cost_no_product() -> None:
+    """The layers cost what they cost without a policy."""
+    model, pipeline = llava(), Pipeline(cache={"name": "h2o", "heavy_tokens": 5, "recent_tokens": 4})
+    model.set_attn_implementation("sdpa")
+    with pipeline.attach(model) as trace:
+        _, parts = counted(lambda: model(input_ids=prompt(16, 9), pixel_values=torch.randn(1, 3, 56, 56)))
+    shape = ModelShape.from_config(model.config)
+    work = workload_from_record(trace.last, shape, pipeline=pipeline)
+    assert work.scores == ()
+    assert expected_workload(shape, pipeline, image_tokens=16, text_tokens=9, summed=True).workload.scores == ()
+    for layer, wanted in enumerate(count(shape, work).prefill_layers):
+        assert parts[f"LlavaForConditionalGeneration.model.language_model.layers.{layer}"] == wanted

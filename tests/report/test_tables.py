@@ -111,5 +111,7 @@ def test_a_prediction_says_what_it_saves_and_what_it_assumes() -> None:
 def test_a_prediction_without_assumption_needs_none() -> None:
     prediction = predict(PredictionConfig(prefill="fastv", cache="h2o", new_tokens=2, logits="last"))
     assert prediction.assumptions == ()
+    on_cpu = predict(PredictionConfig(prefill="fastv", cache="h2o", new_tokens=2, logits="last", device="cpu"))
+    assert 0 < on_cpu.compressed.selection < 0.01 * prediction.compressed.selection
     assert prediction.compressed_tokens.vision_tokens == (576,) * 2 + (288,) * 30
     assert prediction.compressed_cache.total < 0.25 * prediction.dense_cache.total

@@ -43,6 +43,8 @@ class PredictionConfig(Section):
         images, text_tokens, text_before, new_tokens: the prompt and its answer.
         logits: rows that the head computes in the prefill: all of them (``forward``), or the last (``generate``).
         dtype: number format of the cache.
+        device: where it runs with SDPA: on a CPU the sums over a prompt's rows that a cache policy looks at come with the
+            attention, elsewhere they cost a product of their own.
         device_spec: a device whose least times are told: a name, or its FLOP/s and bytes/s.
         batch: samples that share each reading of the weights; matters for the least times only.
         assume: counts for strategies that depend on the image.
@@ -59,6 +61,7 @@ class PredictionConfig(Section):
     new_tokens: int = Field(default=1, ge=1)
     logits: Literal["all", "last"] = "all"
     dtype: Literal["float32", "float16", "bfloat16"] = "float16"
+    device: Literal["cuda", "cpu"] = "cuda"
     device_spec: str | None = None
     batch: int = Field(default=1, ge=1)
     assume: Assume = Assume()
@@ -151,6 +154,7 @@ def _expected(
         new_tokens=config.new_tokens,
         text_before=config.text_before,
         assume=given,
+        summed=config.device == "cpu",
     )
 
 

@@ -101,6 +101,7 @@ def recorded_samples(record: Record, *, shape: ModelShape, pipeline: Pipeline, p
             tuple(block[mine] for block in record.tower_tokens),
             record.projector_tokens[mine],
             text_rows[sample],
+            record.summed,
         )
         if one not in works:
             works[one] = workload_from_record(one, shape, pipeline=pipeline, new_tokens=new, text_rows=one.text_rows)
@@ -118,6 +119,7 @@ class _OneSample:
     tower_tokens: tuple[tuple[int, ...], ...]
     projector_tokens: tuple[int, ...]
     text_rows: int
+    summed: tuple[int, ...]
 
     @property
     def sequence_tokens(self) -> list[tuple[int]]:

@@ -2,12 +2,13 @@
 
 Both follow the runner. Tower blocks behind the last one that anybody needs do not run; of a block behind the feature
 layer at which a reducer acts, only the attention runs. Attention scores are computed once more, queries times keys, for
-the layers where a strategy wants to see them.
+the layers where a strategy wants to see them; not for sums over all rows of a prompt where the attention itself is made
+with them (:mod:`tokcomp.runner.attending`: SDPA on a CPU).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 
@@ -16,7 +17,7 @@ from tokcomp.measure.workload import ImageWork, ScoreWork, require_tower
 from tokcomp.stages import CachePolicy, PrefillFilter, VisionReducer
 from tokcomp.types import Signal
 
-__all__ = ["blocks_run", "filter_scores", "image_work", "policy_scores", "reducer_scores"]
+__all__ = ["blocks_run", "filter_scores", "image_work", "policy_scores", "reducer_scores", "summing_layers"]
 
 
 def blocks_run(shape: ModelShape, reducer: VisionReducer | None) -> int:
@@ -94,11 +95,12 @@ def filter_scores(
 
 
 def policy_scores(policy: CachePolicy | None, layer_tokens: Sequence[float], decode_lengths: Sequence[Sequence[float]],
-                  after: float) -> tuple[ScoreWork, ...]:  # fmt: skip
+                  after: float, summed: Collection[int] = ()) -> tuple[ScoreWork, ...]:  # fmt: skip
     """Prompt rows (all, or the last few) and, for a policy that acts in decoding, every step's row.
 
     Args:
         after: text tokens that follow the last image, all tokens where there is none.
+        summed: layers whose attention gives the sums over the prompt's rows by itself, so that they cost no product.
     """
     scores = []
     for layer, tokens in enumerate(layer_tokens):
@@ -106,10 +108,26 @@ def policy_scores(policy: CachePolicy | None, layer_tokens: Sequence[float], dec
         seen = frozenset() if acting is None else acting.signals() & {Signal.RECEIVED_ATTENTION, Signal.ATTENTION_ROWS}
         if acting is None or not seen:
             continue
-        scores.append(ScoreWork(part="language", rows=_prompt_rows(acting, tokens, after), keys=tokens))
+        if layer not in summed:
+            scores.append(ScoreWork(part="language", rows=_prompt_rows(acting, tokens, after), keys=tokens))
         if acting.decodes() and Signal.RECEIVED_ATTENTION in seen:
             scores += [ScoreWork(part="language", rows=1, keys=step[layer]) for step in decode_lengths]
     return tuple(scores)
+
+
+def summing_layers(policy: CachePolicy, depth: int) -> tuple[int, ...]:
+    """The layers where a policy looks at nothing but sums over all rows of a prompt, which SDPA on a CPU is made with."""
+    found = []
+    for layer in range(depth):
+        acting = policy.of_layer(layer, depth)
+        seen = frozenset() if acting is None else acting.signals() & {Signal.RECEIVED_ATTENTION, Signal.ATTENTION_ROWS}
+        if acting is not None and seen == {Signal.RECEIVED_ATTENTION} and _all_rows(acting):
+            found.append(layer)
+    return tuple(found)
+
+
+def _all_rows(policy: CachePolicy) -> bool:
+    return policy.prefill_rows(torch.ones(1, dtype=torch.long), torch.ones(1, dtype=torch.long)) is None
 
 
 def _prompt_rows(policy: CachePolicy, tokens: float, after: float) -> float:

@@ -29,8 +29,8 @@ class TraceRecord(Protocol):
             included; an empty sequence where the prompt has no images.
         projector_tokens: per image, the tokens that the projector computes.
 
-    Where it is there, ``decode_lengths`` is read too: per decoding step, layer and sample, the entries that the step's
-    attention read, its own included.
+    Where they are there, two more are read: ``decode_lengths``, per decoding step, layer and sample the entries that the
+    step's attention read, its own included; ``summed``, the layers whose attention gave a policy's sums by itself.
     """
 
     @property
@@ -78,7 +78,7 @@ def workload_from_record(record: TraceRecord, shape: ModelShape, *, sample: int 
         scores += reducer_scores(shape, reducer, entering)
     looking: float = text if text_rows is None else text_rows
     scores += filter_scores(strategy, layer_tokens, looking)
-    scores += policy_scores(policy, layer_tokens, steps, looking)
+    scores += policy_scores(policy, layer_tokens, steps, looking, getattr(record, "summed", ()))
     return Workload(
         images=tuple(images),
         text_tokens=text,

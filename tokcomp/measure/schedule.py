@@ -13,7 +13,7 @@ from typing import Protocol
 
 from tokcomp.errors import ConfigurationError
 from tokcomp.measure.assumptions import assumptions_for
-from tokcomp.measure.execution import filter_scores, policy_scores
+from tokcomp.measure.execution import filter_scores, policy_scores, summing_layers
 from tokcomp.measure.probes import CONTENTS, Alive
 from tokcomp.measure.schedule_cache import cache_schedule
 from tokcomp.measure.schedule_stages import Prompt, States, prefill_schedule, vision_schedule
@@ -67,7 +67,7 @@ class Expected:
 
 def expected_workload(shape: ModelShape, pipeline: Stages | None, *, image_tokens: int, text_tokens: int, images: int = 1,
                       new_tokens: int = 1, text_before: int = 0, grid: tuple[int, int] | None = None,
-                      assume: Mapping[str, float] | None = None) -> Expected:  # fmt: skip
+                      assume: Mapping[str, float] | None = None, summed: bool = False) -> Expected:  # fmt: skip
     """The counts of one prompt under a pipeline.
 
     Which tower blocks run and which attention scores are computed follows the runner
@@ -84,6 +84,8 @@ def expected_workload(shape: ModelShape, pipeline: Stages | None, *, image_token
         text_before: text tokens before the first image; those after it are the query rows of text-guided filters.
         grid: rows and columns of an image's patches; None: the model's own, or a square.
         assume: numbers by stage for strategies whose counts depend on the content.
+        summed: the attention gives the sums over a prompt's rows by itself, as on a CPU, so that a cache policy that looks at
+            them costs no second product.
 
     Raises:
         ConfigurationError: a strategy's counts depend on the content and no number is assumed; a number is given that
@@ -112,12 +114,14 @@ def expected_workload(shape: ModelShape, pipeline: Stages | None, *, image_token
     counts = tuple(states[0].count for states in history)
     layer_tokens = tuple(text_tokens + entering for entering in counts[:-1])
     scores += filter_scores(prefill if images else None, layer_tokens, prompt.after)
+    attended = () if cache is None or not summed else summing_layers(cache, shape.layers)
+    after = prompt.after if images else text_tokens
     workload = Workload(
         images=work,
         text_tokens=text_tokens,
         layer_tokens=layer_tokens,
         decode_lengths=steps,
-        scores=(*scores, *policy_scores(cache, layer_tokens, steps, prompt.after if images else text_tokens)),
+        scores=(*scores, *policy_scores(cache, layer_tokens, steps, after, attended)),
     )
     return Expected(
         workload=workload,

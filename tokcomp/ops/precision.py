@@ -9,9 +9,14 @@ from typing import ParamSpec
 import torch
 from torch import Tensor
 
-__all__ = ["without_autocast"]
+__all__ = ["autocast_is_on", "without_autocast"]
 
 _Rest = ParamSpec("_Rest")
+
+
+def autocast_is_on(tensor: Tensor) -> bool:
+    """Whether operations on this tensor choose their own dtype."""
+    return torch.is_autocast_enabled(tensor.device.type)
 
 
 def without_autocast(function: Callable[_Rest, Tensor]) -> Callable[_Rest, Tensor]:
@@ -21,7 +26,7 @@ def without_autocast(function: Callable[_Rest, Tensor]) -> Callable[_Rest, Tenso
     def exact(*args: _Rest.args, **kwargs: _Rest.kwargs) -> Tensor:
         first = args[0]
         assert isinstance(first, Tensor)
-        if not torch.is_autocast_enabled(first.device.type):
+        if not autocast_is_on(first):
             return function(*args, **kwargs)
         with torch.autocast(first.device.type, enabled=False):
             return function(*args, **kwargs)

@@ -21,7 +21,8 @@ returns, if anything, is the additive mask of that call."""
 
 Attender = Callable[[Tensor, Tensor, Tensor, float, dict[str, Any]], Tensor | None]
 """Called with query ``[b, h, t, d]``, keys, values ``[b, g, l, d]``, scaling and options of one attention call; what it returns
-``[b, h, t, d]`` takes the place of the model's own attention, None leaves the call alone."""
+``[b, h, t, d]`` takes the place of the model's own attention, None leaves the call alone. It is asked before the module's
+observer, which may see what it found, and whose mask it does not get."""
 
 _PREFIX = "tokcomp_"
 _OBSERVERS: WeakKeyDictionary[nn.Module, AttentionObserver] = WeakKeyDictionary()
@@ -37,15 +38,16 @@ def _observed(base: str) -> Callable[..., Any]:
     def attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
         observer, attender = _OBSERVERS.get(module), _ATTENDERS.get(module)
         scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
+        output = None
+        if attender is not None:
+            output = attender(query, key, value, scale, {**kwargs, "attention_mask": args[0]} if args else kwargs)
         if observer is not None:
             others = {"softcap": kwargs.get("softcap"), "sinks": kwargs.get("s_aux")}
             mask = observer(query, key, scale, **{name: value for name, value in others.items() if value is not None})
             if mask is not None:
                 args, kwargs = (), {**kwargs, "attention_mask": mask}
-        if attender is not None:
-            output = attender(query, key, value, scale, kwargs)
-            if output is not None:
-                return output.transpose(1, 2).contiguous(), None
+        if output is not None:
+            return output.transpose(1, 2).contiguous(), None
         # "eager" is no registered function: every modeling file has its own.
         eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
         return ALL_ATTENTION_FUNCTIONS.get_interface(base, eager)(module, query, key, value, *args, **kwargs)

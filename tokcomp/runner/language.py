@@ -15,13 +15,13 @@ from tokcomp.errors import UnsupportedError
 from tokcomp.models.adapter import Adapter
 from tokcomp.runner.adoption import adopt, adopt_text, holds_text, note_text
 from tokcomp.runner.arguments import by_name, cache_in, cache_name, kinds_in, outputs_in, tokens_in
+from tokcomp.runner.attending import answered_layers, attender
 from tokcomp.runner.cache import bound_request
 from tokcomp.runner.deepstack import taken_over
 from tokcomp.runner.encoded import Encoded
 from tokcomp.runner.eviction import Evictor
 from tokcomp.runner.filtering import Filtering
 from tokcomp.runner.hooks import Hooks
-from tokcomp.runner.packing import attend_packed
 from tokcomp.runner.passes import Pass, to_columns
 from tokcomp.runner.positions import in_planes, next_after
 from tokcomp.runner.prompts import Given, PromptReader
@@ -62,11 +62,11 @@ class LanguageStage:
             return
         depth = range(len(self.decoder.layers))
         watched = [number for number in depth if self.watches(number)]
-        packing = [number for number in depth if self.evictor is not None and self.evictor.packs(number)]
-        if watched or packing:
+        answered = {} if self.evictor is None else answered_layers(self.evictor)
+        if watched or answered:
             hooks.switch(self.decoder.config)
-        for number in packing:
-            hooks.attend(self.decoder.attentions[number], self._attend_packed)
+        for number, policy in answered.items():
+            hooks.attend(self.decoder.attentions[number], attender(self.current, self.decoder, policy, number))
         for number in watched:
             hooks.observe(self.decoder.attentions[number], self._observer(number))
         for number in depth:
@@ -260,10 +260,6 @@ class LanguageStage:
                 evictor.after_layer(run, cache.layers[number])
 
         return hook
-
-    def _attend_packed(self, query: Tensor, key: Tensor, value: Tensor, scale: float, options: dict[str, Any]) -> Any:
-        run = self.current()
-        return None if run is None else attend_packed(run, query, key, value, scale, options)
 
     def _observer(self, number: int) -> Callable[..., None]:
         filters, evicts = self._filters(number, observing=True), self._evicts(number, observing=True)

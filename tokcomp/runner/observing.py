@@ -19,12 +19,18 @@ from tokcomp.runner.passes import Observed, Pass
 from tokcomp.stages import CachePolicy
 from tokcomp.types import Signal
 
-__all__ = ["OBSERVED", "observe"]
+__all__ = ["OBSERVED", "observe", "prompt_rows", "sums_prompt"]
 
 OBSERVED = frozenset({Signal.RECEIVED_ATTENTION, Signal.ATTENTION_ROWS, Signal.QUERIES})
 """The signals for which a layer's attention has to be looked at."""
 
 _CHUNK_BYTES = 8 * 2**20
+
+
+def sums_prompt(policy: CachePolicy) -> bool:
+    """Whether a policy looks at the attention that each key receives from a prompt's rows."""
+    needs = policy.signals()
+    return Signal.RECEIVED_ATTENTION in needs and Signal.ATTENTION_ROWS not in needs
 
 
 def observe(run: Pass, policy: CachePolicy, query: Tensor, key: Tensor, scale: float, *, layer: int,
@@ -34,7 +40,7 @@ def observe(run: Pass, policy: CachePolicy, query: Tensor, key: Tensor, scale: f
     needs = policy.signals()
     received, rows, queries = None, None, None
     extra = from_decoder(needs, "cache", query, key, scale, run.sees, layer=layer, **logits)
-    if Signal.RECEIVED_ATTENTION in needs and not (run.prefill and Signal.ATTENTION_ROWS in needs):
+    if sums_prompt(policy) if run.prefill else Signal.RECEIVED_ATTENTION in needs:
         received = _received(run, policy, query, key, scale, **logits)
     if not run.prefill:
         return Observed(received, extra=extra)
@@ -49,9 +55,12 @@ def _received(run: Pass, policy: CachePolicy, query: Tensor, key: Tensor, scale:
               **logits: Any) -> Tensor | None:  # fmt: skip
     """What each entry receives in this pass, summed over its rows and the query heads of its group ``[b, g, l]``; None in
     a later pass of a policy that does not act there."""
+    if run.received is not None:  # it came with the layer's output
+        received, run.received = run.received, None
+        return received
     b, heads, rows_now, _ = query.shape
     if run.prefill and run.sequence is not None:
-        rows, row_valid = _prompt_rows(run, policy)
+        rows, row_valid = prompt_rows(run, policy)
         sees = run.sees
         if sees.window is not None or sees.blocks is not None or logits:
             return received_sums(query, key, scale=scale, sees=lambda at: over_heads(sees.rows(at), heads),
@@ -69,7 +78,7 @@ def _received(run: Pass, policy: CachePolicy, query: Tensor, key: Tensor, scale:
 def _chunks(run: Pass, policy: CachePolicy, query: Tensor, key: Tensor, scale: float, sees: Visibility,
             **logits: Any) -> Iterator[tuple[Tensor, Tensor]]:  # fmt: skip
     """The rows that a policy asked for, as many at a time as fit into the room there is."""
-    most, valid = _prompt_rows(run, policy)
+    most, valid = prompt_rows(run, policy)
     (b, h, t, _), length = query.shape, key.shape[2]
     height = max(1, _CHUNK_BYTES // (4 * b * h * length))
     before = length - t
@@ -80,7 +89,7 @@ def _chunks(run: Pass, policy: CachePolicy, query: Tensor, key: Tensor, scale: f
         yield attention, torch.ones_like(at, dtype=torch.bool).expand(b, -1) if valid is None else valid[:, at]
 
 
-def _prompt_rows(run: Pass, policy: CachePolicy) -> tuple[int | None, Tensor | None]:
+def prompt_rows(run: Pass, policy: CachePolicy) -> tuple[int | None, Tensor | None]:
     """How many of the last rows a policy wants, of the sample with most, and which rows those are ``[b, l]`` (None: the
     last of every sample). Layers with the same tokens share the answer, which costs a look at the device."""
     sequence = run.sequence

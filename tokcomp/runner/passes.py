@@ -66,6 +66,7 @@ class Pass:
         packed: packed entries of the layer now running, which its attention has to read beside the cache's tensors.
         deepstack: features that the first layers add to the vision tokens' states (prefill only), or None.
         rotary: cos and sin of the layer now running (prefill only).
+        received: what its keys receive of all rows ``[b, g, l]``, where its attention was made together with that.
         observed: what its policy asked to see of the attention of the layer that has just run.
         surveyed: per layer what its policy's survey found ``[b]`` (prefill only).
         stepped: layers about which the policy is yet to be asked, several at once, with what it asked to see of them.
@@ -93,6 +94,7 @@ class Pass:
     packed: Packed | None = None
     deepstack: Deepstack | None = None
     rotary: tuple[Tensor, Tensor] | None = None
+    received: Tensor | None = None
     observed: Observed | None = None
     surveyed: dict[int, Tensor] = field(default_factory=dict)
     stepped: list[tuple[CompressedLayer, Observed]] = field(default_factory=list)

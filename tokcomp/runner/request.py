@@ -64,6 +64,7 @@ class Request:
         entries: the cache of each layer, as it is now.
         reads: per layer and later pass, the entries that its attention read: physical length, and padded entries of each
             sample ``[b]`` or None for none. Kept only where a policy acts in decoding; elsewhere lengths just grow.
+        summed: layers whose attention was made together with its sums over all rows.
         padded: whether a sample's prompt may hold padding; False promises that all prompts are equally long.
         next_position: ``[b|1]`` position id of the next token, in the model's own numbering.
         first_position: the position id that the prompt begins with, or ``[b|1, 1]`` of them.
@@ -81,6 +82,7 @@ class Request:
     merges: dict[int, Tensor] = field(default_factory=dict)
     entries: list[Entries] = field(default_factory=list)
     reads: list[list[tuple[int, Tensor | None]]] | None = None
+    summed: set[int] = field(default_factory=set)
     padded: bool = True
     next_position: Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.long))
     first_position: int | Tensor = 0

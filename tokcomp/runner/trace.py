@@ -138,6 +138,12 @@ class Record:
         return PerSample(sum(layer[i] for layer in layers) / len(layers) for i in range(self.batch_size))
 
     @property
+    def summed(self) -> tuple[int, ...]:
+        """Layers whose attention was made together with what each key receives of all rows, so that a policy's sums cost no
+        second product of queries and keys."""
+        return tuple(sorted(self._request.summed))
+
+    @property
     def cache_lengths(self) -> tuple[PerSample, ...]:
         """Key/value entries that each layer holds now, text included, padding not; where heads hold different numbers,
         their mean."""
