@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tokcomp.errors import ConfigurationError
 from tokcomp.specs import StrategySpec, build_strategy
 from tokcomp.stages import CachePolicy, PrefillFilter, Strategy, VisionReducer
 
@@ -66,9 +67,16 @@ class Pipeline:
         Raises (on entry, the model untouched):
             UnsupportedError: a model that no adapter fits, or one that is attached already.
             CompatibilityError: a strategy needs what this model does not have.
+            ConfigurationError: what is no model at all (at once).
         """
+        from torch import nn
+
         from tokcomp.runner.session import Session
 
+        given: object = model
+        if not isinstance(given, nn.Module):
+            got = f"the class {given.__name__}" if isinstance(given, type) else type(given).__name__
+            raise ConfigurationError(f"attach takes a model that is loaded (a torch.nn.Module), got {got}")
         return Session(model, self.vision, self.prefill, self.cache)
 
     def __eq__(self, other: object) -> bool:

@@ -46,9 +46,13 @@ class Registry(Mapping[str, type[S]], Generic[S]):
             PluginError: the class is not a concrete strategy of this stage, one of its fields cannot be a setting, or the
                 name is taken.
         """
+        given: object = name
+        if not isinstance(given, str):  # the decorator without its call would leave a function in the class's place
+            written = f"{self.stage.upper()}.register"
+            raise PluginError(f'{written} takes the strategy\'s name, not {given!r}: write @{written}("my_idea")')
 
         def add(cls: type[S]) -> type[S]:
-            if cls.__module__.partition(".")[0] != "tokcomp":
+            if getattr(cls, "__module__", "").partition(".")[0] != "tokcomp":
                 import_module(f"tokcomp.{self.stage}")  # the built-in names are there first
             self._refuse_wrong(name, cls)
             cls.name = name
@@ -106,6 +110,9 @@ class Registry(Mapping[str, type[S]], Generic[S]):
         load_plugins()
 
     def __getitem__(self, name: str) -> type[S]:
+        given: object = name
+        if not isinstance(given, str):
+            raise UnknownStrategyError(self.stage, str(given), tuple(self))
         if is_path(name):
             return self.at(name)
         self._load()

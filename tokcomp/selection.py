@@ -251,6 +251,9 @@ def _extremes(counts: Tensor) -> tuple[int, int]:
 
 
 def _integer(name: str, value: Tensor) -> None:
+    given: object = value
+    if not isinstance(given, Tensor):
+        raise TypeError(f"{name} is a {type(given).__name__}, expected an integer tensor")
     if value.is_floating_point() or value.dtype == torch.bool:
         raise TypeError(f"{name} is {value.dtype}, expected an integer tensor")
 

@@ -53,9 +53,8 @@ def build_strategy(stage: str, spec: StrategySpec) -> Any:
                 )
             return None
     else:
-        raise ConfigurationError(
-            f"{stage}: expected a name, a mapping with 'name' or a strategy, got {type(spec).__name__}"
-        )
+        got = f"the class {spec.__name__}: call it" if isinstance(spec, type) else type(spec).__name__
+        raise ConfigurationError(f"{stage}: expected a name, a mapping with 'name' or a strategy, got {got}")
     cls = registry[current_option(stage, str(name))]
     try:
         return cls(**fields)

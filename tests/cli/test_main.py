@@ -64,6 +64,8 @@ WRONG = {
     "show": "the following arguments are required: STAGE/NAME",
     "flops preset=mustdrop-64 txt_tokens=3": "'txt_tokens' is not a setting of `tokcomp flops`; did you mean 'text_tokens'?",
     "flops prefill=fastv prefill.layer=40": "prefill.fastv.layer=40 lies beyond this model's 32 layers",
+    "flops image_tokens=1000000000000000000000": "image_tokens=1000000000000000000000: input should be less than or equal",
+    "calibrate prefill=fastv target.flops=0.5 --out /proc/mine.yaml": "/proc/mine.yaml cannot be written: ",
     "flops text_tokens=-1": "text_tokens=-1: input should be greater than or equal to 0",
     "flops prefill=mustdrop prefill.global_threshold=0.5": "how many tokens prefill 'mustdrop' keeps depends on the",
     "view": "the following arguments are required: IMAGE, question",

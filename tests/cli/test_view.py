@@ -58,6 +58,7 @@ def damaged(folder: Path) -> dict[str, Path]:
     Image.effect_noise((200, 200), 90).save(whole)
     files = {
         "missing": folder / "missing.jpg",
+        "name too long": folder / ("a" * 300),
         "folder": folder,
         "text": folder / "text.jpg",
         "empty": folder / "empty.jpg",
@@ -70,7 +71,7 @@ def damaged(folder: Path) -> dict[str, Path]:
     return files
 
 
-@pytest.mark.parametrize("case", ["missing", "folder", "text", "empty", "cut", "hollow"])
+@pytest.mark.parametrize("case", ["missing", "name too long", "folder", "text", "empty", "cut", "hollow"])
 def test_what_is_no_image_is_one_line_and_status_2(
     case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -92,6 +93,8 @@ def photo(tmp_path: Path) -> Path:
     [
         ([""], "the question is empty"),
         (["what ?", "--out", "nowhere/at/all.png"], "nowhere/at/all.png cannot be written"),
+        (["what ?", "--out", "/"], "/ cannot be written: it is a folder"),
+        (["what ?", "--out", "/proc/mine.png"], "/proc/mine.png cannot be written: "),
         (["what ?", "vision=tomee"], "unknown vision strategy 'tomee'"),
         (["what ?", "model.path=/nowhere"], "model.path=/nowhere is no folder"),
     ],

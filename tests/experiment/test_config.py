@@ -26,6 +26,11 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"measure": {"repeats": 0}}, "measure.repeats=0: input should be greater than or equal to 1"),
     ({"measure": {"repeat": 1}}, "'repeat' is not a setting of measure; did you mean 'repeats'?"),
     ({"model": {"prompt": "USER:"}}, "model.prompt='USER:' has no place for the question"),
+    ({"seed": 2**64}, "seed=18446744073709551616: input should be less than or equal to 18446744073709551615"),
+    (
+        {"benchmark": {"name": "scenes", "samples": 10**12}},
+        "benchmark.samples=1000000000000: input should be less than",
+    ),
     ({"sede": 1}, "'sede' is not a setting of `tokcomp run`; did you mean 'seed'?"),
 ]
 

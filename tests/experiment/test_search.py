@@ -59,12 +59,13 @@ def test_a_range_of_shares_is_drawn_as_it_is_written() -> None:
         (["vision=tome", "vision.random.keep_ratio=0.1,0.2"], "is never drawn"),
         (["vision=tome", "vision.tome.r=range(4,4)"], "is empty"),
         (["vision=random", "vision.random.keep_ratio=interval(0.9,0.1)"], "give the lower end first"),
+        (["vision=none,tome", "--trials=0"], "--trials=0"),
     ],
 )
 def test_a_wrong_space_is_refused_in_one_line(
     overrides: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["search", *overrides, "--trials", "1", "--out", str(tmp_path / "s")]) == 2
+    assert main(["search", "--trials", "1", "--out", str(tmp_path / "s"), *overrides]) == 2
     error = capsys.readouterr().err
     assert told in error
     assert error.count("\n") == 1

@@ -98,7 +98,7 @@ def test_its_parity_test_passes_and_fails_when_the_rule_is_another(here: Path, s
     ("new vision MyIdea", "'MyIdea' cannot be the name of a strategy: give lower-case letters"),
     ("new vision my__idea", "'my__idea' cannot be the name of a strategy"),
     ("new vision none", "'none' cannot be the name of a strategy"),
-    ("new vision lambda", "'lambda' cannot be the name of a strategy"),
+    ("new vision lambda", "'lambda' is a word of Python: give another name, such as my_lambda"),
     ("new vision tome", "the name 'tome' is taken by a vision strategy (built-in): choose another"),
     ("new vision json", "there is a Python module 'json' already"),
     ("new vision my_idea --out file", "file cannot be written: File exists; give another --out"),

@@ -24,8 +24,14 @@ from tokcomp.errors import ConfigurationError, PluginError, suggest
 from tokcomp.experiment.messages import explain_settings
 from tokcomp.plugins import dotted_path, import_object, is_path, load_group, origin_of
 
-__all__ = ["Benchmark", "Sample", "benchmark_class", "benchmark_names", "build_benchmark", "plugin_names",
-           "register_benchmark"]  # fmt: skip
+__all__ = ["Benchmark", "Sample", "benchmark_class", "benchmark_names", "build_benchmark",
+           "plugin_names", "register_benchmark"]  # fmt: skip
+
+LARGEST_SEED = 2**64 - 1
+"""The largest seed that torch takes."""
+
+MOST_SAMPLES = 1_000_000
+"""More questions would fill the memory before the first one is answered."""
 
 _GROUP = "tokcomp.benchmarks"
 _BUILT_IN = {
@@ -69,9 +75,9 @@ class Benchmark(BaseModel, ABC):
     home: ClassVar[str] = ""
     """The dotted path that stands for the name in a configuration, of a benchmark that no other process would know by it."""
 
-    samples: int = Field(default=200, ge=1, description="number of questions")
+    samples: int = Field(default=200, ge=1, le=MOST_SAMPLES, description="number of questions")
     batch_size: int = Field(default=20, ge=1, description="prompts per forward pass")
-    seed: int = Field(default=0, ge=0, description="chooses the questions")
+    seed: int = Field(default=0, ge=0, le=LARGEST_SEED, description="chooses the questions")
     max_new_tokens: int = Field(default=16, ge=1, description="longest answer, in tokens")
 
     @abstractmethod

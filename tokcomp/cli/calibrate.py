@@ -13,6 +13,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tokcomp.cli.output import refuse_unwritable
 from tokcomp.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(options: argparse.Namespace) -> int:
     from rich.console import Console
+    from transformers.utils import logging
 
     from tokcomp.experiment.budgets import meet, refuse_without_target
     from tokcomp.experiment.compose import compose
@@ -41,6 +43,10 @@ def execute(options: argparse.Namespace) -> int:
     ]
     config = RunConfig.resolve(compose(overrides))
     refuse_without_target(config)
+    if options.out is not None:
+        _make_folder(options.out)
+        refuse_unwritable(options.out)
+    logging.disable_progress_bar()
     console = Console()
     with console.status("calibrating"):
         met = meet(config, load_model(config.model, device=config.device, dtype=config.torch_dtype))
@@ -73,8 +79,13 @@ def _write(out: Path, met: Met, command: str) -> None:
     strategy = getattr(met.config, met.stage)
     text = f"# {strategy.name} at a measured budget: {met.figure:.4g} for a target of {met.target:.4g}.\n#\n#   {command}\n"
     text += OmegaConf.to_yaml(OmegaConf.create(strategy.spec()))
+    _make_folder(out)
+    refuse_unwritable(out)
+    out.write_text(text, encoding="utf-8")
+
+
+def _make_folder(out: Path) -> None:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(text, encoding="utf-8")
     except OSError as error:
         raise ConfigurationError(f"{out} cannot be written: {error.strerror}: give another --out") from error

@@ -41,8 +41,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def execute(options: argparse.Namespace) -> int:
     from rich.console import Console
 
+    from tokcomp.errors import ConfigurationError
     from tokcomp.experiment.search import search
 
+    if options.trials < 1:
+        raise ConfigurationError(f"--trials={options.trials}: give a number of runs, 1 or more")
     console = Console()
     named = hashlib.sha256("\n".join(sorted([*options.overrides, options.cost])).encode()).hexdigest()[:8]
     folder = options.out or Path("searches") / named

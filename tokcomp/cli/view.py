@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tokcomp.cli.output import refuse_unwritable
 from tokcomp.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -35,8 +36,7 @@ def execute(options: argparse.Namespace) -> int:
     if not options.question.strip():
         raise ConfigurationError("the question is empty: ask something about the image")
     out = options.out or Path(f"{options.image.stem}-tokens.png")
-    if not out.absolute().parent.is_dir():
-        raise ConfigurationError(f"{out} cannot be written: {out.absolute().parent} is no folder")
+    refuse_unwritable(out)
 
     from transformers.utils import logging
 
@@ -72,10 +72,10 @@ def open_image(path: Path) -> Image.Image:
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
-    if not path.is_file():
-        raise ConfigurationError(f"{path} is no file")
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # the size is judged here, before anything is decoded
     try:
+        if not path.is_file():
+            raise ConfigurationError(f"{path} is no file")
         with Image.open(path) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:

@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from tokcomp.benchmarks.base import Benchmark, build_benchmark
+from tokcomp.benchmarks.base import LARGEST_SEED, MOST_SAMPLES, Benchmark, build_benchmark
 from tokcomp.errors import ConfigurationError
 from tokcomp.experiment.messages import explain_settings
 from tokcomp.pipeline import Pipeline, build_strategy
@@ -122,7 +122,7 @@ class BudgetConfig(Section):
     equivalent_tokens: float | None = Field(default=None, gt=0)
     flops: float | None = Field(default=None, gt=0, lt=1)
     kv_bytes: float | None = Field(default=None, gt=0, lt=1)
-    samples: int = Field(default=40, ge=1)
+    samples: int = Field(default=40, ge=1, le=MOST_SAMPLES)
     tolerance: float = Field(default=0.03, gt=0, lt=1)
 
     @model_validator(mode="after")
@@ -155,7 +155,7 @@ class RunConfig(Section):
     vision: Vision = None
     prefill: Prefill = None
     cache: Cache = None
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=LARGEST_SEED)
     device: str = Field(default="auto", validate_default=True)
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     measure: MeasureConfig = MeasureConfig()

@@ -83,7 +83,7 @@ def refuse_unknown(
 
 def _refuse_option(group: str, choice: object, known: tuple[str, ...]) -> None:
     if choice is None or isinstance(choice, list | dict):
-        hint = f"{group}=none" if "none" in known else f"one of: {', '.join(known)}"
+        hint = f"{group}=none" if choice is None and "none" in known else f"one of: {', '.join(known)}"
         raise ConfigurationError(f"{group} takes the name of one option; give {hint}")
     name = str(choice)
     if name in known:

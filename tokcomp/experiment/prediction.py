@@ -24,6 +24,9 @@ from tokcomp.pipeline import Pipeline
 
 __all__ = ["Prediction", "PredictionConfig", "predict"]
 
+_MOST = 1_000_000
+"""Of anything that is counted: layer by layer and step by step, so that more would fill the memory."""
+
 
 class Assume(Section):
     """Counts to assume where they depend on the image: see :mod:`tokcomp.measure.assumptions`."""
@@ -54,16 +57,16 @@ class PredictionConfig(Section):
     vision: Vision = None
     prefill: Prefill = None
     cache: Cache = None
-    image_tokens: int | None = Field(default=None, ge=1)
-    images: int = Field(default=1, ge=1)
-    text_tokens: int = Field(default=64, ge=0)
-    text_before: int = Field(default=0, ge=0)
-    new_tokens: int = Field(default=1, ge=1)
+    image_tokens: int | None = Field(default=None, ge=1, le=_MOST)
+    images: int = Field(default=1, ge=1, le=_MOST)
+    text_tokens: int = Field(default=64, ge=0, le=_MOST)
+    text_before: int = Field(default=0, ge=0, le=_MOST)
+    new_tokens: int = Field(default=1, ge=1, le=_MOST)
     logits: Literal["all", "last"] = "all"
     dtype: Literal["float32", "float16", "bfloat16"] = "float16"
     device: Literal["cuda", "cpu"] = "cuda"
     device_spec: str | None = None
-    batch: int = Field(default=1, ge=1)
+    batch: int = Field(default=1, ge=1, le=_MOST)
     assume: Assume = Assume()
 
     @classmethod

@@ -28,7 +28,7 @@ def load_preset(name: str) -> dict[str, dict[str, object] | None]:
 
     if name not in preset_names():
         raise ConfigurationError(
-            f"unknown preset '{name}'{suggest(name, preset_names())} known: {', '.join(preset_names())}"
+            f"unknown preset '{name}'{suggest(str(name), preset_names())} known: {', '.join(preset_names())}"
         )
     config = compose([f"preset={name}"])
     return {stage: None if config[stage]["name"] == "none" else config[stage] for stage in _STAGES}

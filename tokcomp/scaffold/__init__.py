@@ -61,7 +61,9 @@ def _refuse(stage: str, name: str) -> None:
         raise ConfigurationError(
             f"unknown stage '{stage}'{suggest(stage, catalog.STAGES)} known: {', '.join(catalog.STAGES)}"
         )
-    if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name) or keyword.iskeyword(name) or name == "none":
+    if keyword.iskeyword(name):
+        raise ConfigurationError(f"'{name}' is a word of Python: give another name, such as my_{name}")
+    if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name) or name == "none":
         raise ConfigurationError(
             f"'{name}' cannot be the name of a strategy: give lower-case letters, digits and single underscores, such as my_idea"
         )
