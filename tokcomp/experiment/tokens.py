@@ -74,40 +74,38 @@ def recorded_samples(record: Record, *, shape: ModelShape, pipeline: Pipeline, p
     """
     now, read = record.cache_lengths, record.decode_lengths or ()  # read once: they are computed for the whole batch
     rows, first = record.rows_of, 0
-    found: list[tuple[SampleTokens, Workload]] = []
+    found = []
     works: dict[_OneSample, Workload] = {}  # many samples of a batch make the same work
     for sample, new in enumerate(new_tokens):
-        sequence = tuple(layer[sample] for layer in record.sequence_tokens)
         if read:
             # What a step reads is what was there before it, and its own entry.
             after_prefill = tuple(layer[sample] - 1 for layer in read[0])
             decode = tuple(tuple(layer[sample] for layer in step) for step in read[: new - 1])
         else:
             # Nothing leaves in decoding: every step added one entry. A pipeline without strategies tracks no cache.
+            sequence = tuple(layer[sample] for layer in record.sequence_tokens)
             after_prefill = tuple(layer[sample] - passes for layer in now) or sequence
             decode = growing_lengths(after_prefill, new)
-        tokens = SampleTokens(
-            image_tokens=record.image_tokens[sample],
-            after_vision=record.after_vision[sample],
-            vision_tokens=tuple(layer[sample] for layer in record.vision_tokens),
-            sequence_tokens=sequence,
-            cache_lengths=after_prefill,
-            new_tokens=new,
-        )
+        tokens = _tokens_of(record, sample, after_prefill, new)
         mine = slice(first, first + rows[sample])
-        one = _OneSample(
-            tokens,
-            decode,
-            tuple(block[mine] for block in record.tower_tokens),
-            record.projector_tokens[mine],
-            text_rows[sample],
-            record.summed,
-        )
+        towers = tuple(block[mine] for block in record.tower_tokens)
+        one = _OneSample(tokens, decode, towers, record.projector_tokens[mine], text_rows[sample], record.summed)
         if one not in works:
             works[one] = workload_from_record(one, shape, pipeline=pipeline, new_tokens=new, text_rows=one.text_rows)
         found.append((tokens, works[one]))
         first = mine.stop
     return found
+
+
+def _tokens_of(record: Record, sample: int, after_prefill: tuple[float, ...], new_tokens: int) -> SampleTokens:
+    return SampleTokens(
+        image_tokens=record.image_tokens[sample],
+        after_vision=record.after_vision[sample],
+        vision_tokens=tuple(layer[sample] for layer in record.vision_tokens),
+        sequence_tokens=tuple(layer[sample] for layer in record.sequence_tokens),
+        cache_lengths=after_prefill,
+        new_tokens=new_tokens,
+    )
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from tokcomp.errors import ConfigurationError
-from tokcomp.measure.assumptions import assumptions_for
+from tokcomp.measure.assumptions import Assumptions, assumptions_for
 from tokcomp.measure.execution import filter_scores, policy_scores, summing_layers
 from tokcomp.measure.probes import CONTENTS, Alive
 from tokcomp.measure.schedule_cache import cache_schedule
@@ -100,14 +100,7 @@ def expected_workload(shape: ModelShape, pipeline: Stages | None, *, image_token
     )
     prompt = Prompt(text_before, image_tokens * images, text_tokens - text_before)
 
-    work: tuple[ImageWork, ...] = ()
-    scores: tuple[ScoreWork, ...] = ()
-    history: tuple[States, ...] = ((Alive.all(0),) * len(CONTENTS),) * (shape.layers + 1)
-    if images:
-        image, states, tower_scores = vision_schedule(shape, vision, image_tokens, grid, known)
-        work, scores = (image,) * images, tower_scores * images
-        states = tuple(state.repeated(images, image_tokens) for state in states)
-        history = prefill_schedule(shape, prefill, states, prompt, known)
+    work, scores, history = _read(shape, pipeline, prompt, images, grid, known)
     after_prefill, steps = cache_schedule(shape, cache, prompt, history, new_tokens, known)
     known.refuse_idle()
 
@@ -115,19 +108,27 @@ def expected_workload(shape: ModelShape, pipeline: Stages | None, *, image_token
     layer_tokens = tuple(text_tokens + entering for entering in counts[:-1])
     scores += filter_scores(prefill if images else None, layer_tokens, prompt.after)
     attended = () if cache is None or not summed else summing_layers(cache, shape.layers)
-    after = prompt.after if images else text_tokens
-    workload = Workload(
-        images=work,
-        text_tokens=text_tokens,
-        layer_tokens=layer_tokens,
-        decode_lengths=steps,
-        scores=(*scores, *policy_scores(cache, layer_tokens, steps, after, attended)),
-    )
+    scores += policy_scores(cache, layer_tokens, steps, prompt.after if images else text_tokens, attended)
     return Expected(
-        workload=workload,
+        workload=Workload(
+            images=work, text_tokens=text_tokens, layer_tokens=layer_tokens, decode_lengths=steps, scores=scores
+        ),
         after_vision=counts[0],
         vision_tokens=counts[:-1],
         leaving=counts[1:],
         cache_lengths=after_prefill,
         assumptions=tuple(known.used.values()),
     )
+
+
+def _read(shape: ModelShape, pipeline: Stages | None, prompt: Prompt, images: int, grid: tuple[int, int] | None,
+          known: Assumptions) -> tuple[tuple[ImageWork, ...], tuple[ScoreWork, ...], tuple[States, ...]]:  # fmt: skip
+    """The images through the tower and the prompt through the layers: the work and the scores of the tower, and the vision
+    tokens left before each layer and after the last one."""
+    if not images:
+        return (), (), ((Alive.all(0),) * len(CONTENTS),) * (shape.layers + 1)
+    vision, prefill = getattr(pipeline, "vision", None), getattr(pipeline, "prefill", None)
+    each = prompt.placeholders // images
+    image, encoded, scores = vision_schedule(shape, vision, each, grid, known)
+    states = tuple(state.repeated(images, each) for state in encoded)
+    return (image,) * images, scores * images, prefill_schedule(shape, prefill, states, prompt, known)

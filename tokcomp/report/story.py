@@ -94,11 +94,7 @@ def tell(
         compressed_ids = loaded.generate({**inputs, cache_name(loaded.model): cache}, max_new_tokens, watch)
         record = trace.last
         lengths = _one_sample(record.cache_lengths)
-    if record.image_tokens[0] != grid[0] * grid[1]:
-        raise UnsupportedError(
-            f"this model turns the image into {record.image_tokens[0]} tokens, not into one grid of {grid[0]} x {grid[1]} "
-            "patches: its picture cannot be drawn"
-        )
+    _refuse_other_grid(record, grid)
     owner, layers = _owners(record), record.kept
     depth = len(layers)
     # An all-none pipeline leaves the cache to the model: every layer holds the whole prompt.
@@ -124,6 +120,14 @@ def tell(
         ),
         new_tokens=(dense_new, loaded.lengths(compressed_ids)[0]),
     )
+
+
+def _refuse_other_grid(record: Record, grid: tuple[int, int]) -> None:
+    if record.image_tokens[0] != grid[0] * grid[1]:
+        raise UnsupportedError(
+            f"this model turns the image into {record.image_tokens[0]} tokens, not into one grid of {grid[0]} x {grid[1]} "
+            "patches: its picture cannot be drawn"
+        )
 
 
 class _AfterPrefill:
