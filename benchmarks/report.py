@@ -95,6 +95,7 @@ def main() -> int:
     for runs in options.runs:
         with tempfile.TemporaryDirectory() as folder:
             stored = make_store(Path(folder), runs)
+            os.sync()  # the report's own files would wait for the store's to be on the disk
             log.add(kind="report", runs=runs, store_megabytes=stored, **measured(Path(folder)))
     return 0
 

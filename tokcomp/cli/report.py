@@ -74,7 +74,6 @@ def _print(console: Console, study: Study) -> None:
 
 def _write(console: Console, study: Study, folder: Path, pictures: bool | None) -> Path:
     from tokcomp.report.page import write_page
-    from tokcomp.report.pictures import draw_pictures
     from tokcomp.report.plots import write_figures
 
     try:
@@ -83,6 +82,8 @@ def _write(console: Console, study: Study, folder: Path, pictures: bool | None) 
         raise ConfigurationError(f"{folder} cannot be written: {error.strerror}: give another --out") from error
     drawn = {}
     if pictures or (pictures is None and len(study.rows) <= _DRAWN):
+        from tokcomp.report.pictures import draw_pictures  # models and all that runs them
+
         try:
             drawn = draw_pictures(study.rows, folder / "pictures")
         except ConfigurationError as error:

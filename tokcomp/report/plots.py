@@ -34,6 +34,7 @@ def write_figures(study: Study, folder: Path) -> list[Path]:
         for name, drawn in _figures(study).items():
             for kind in ("png", "pdf"):
                 drawn.savefig(folder / f"{name}.{kind}", dpi=160, bbox_inches="tight")
+                drawn.set_layout_engine("none")  # laid out once is enough
                 written.append(folder / f"{name}.{kind}")
     return written
 
