@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,13 @@ def test_scalars_name_every_figure(result: Result) -> None:
     assert found["accuracy"] == result.compressed.accuracy.overall
     assert found["flops_share"] == pytest.approx(0.6)
     assert found["accuracy_by_kind/count"] == result.compressed.accuracy.by_kind["count"]
+
+
+def test_a_callback_whose_package_is_broken_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = EntryPoint("mine", "a_package_that_is_not_here:tell", "tokcomp.callbacks")
+    monkeypatch.setattr(callbacks, "entry_points", lambda **_: [broken])
+    with pytest.raises(ConfigurationError, match=r"callback 'mine' .* cannot be imported: ModuleNotFoundError"):
+        RunConfig.resolve({"callbacks": ["mine"]})
 
 
 def test_a_callback_that_fails_is_a_warning_and_the_next_is_told(

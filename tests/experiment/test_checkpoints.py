@@ -159,6 +159,17 @@ def test_offline_and_never_downloaded(monkeypatch: pytest.MonkeyPatch, tmp_path:
         load_model(option("llava-1.5-7b"), device="cpu", dtype=torch.float32)
 
 
+def test_a_folder_needs_no_network_whatever_it_is_called(tmp_path: Path) -> None:
+    folder = tmp_path / "offline"
+    folder.mkdir()
+
+    def load() -> None:
+        raise OSError(f"{folder} holds no weights")
+
+    with pytest.raises(ConfigurationError, match=r"could not be loaded from .*offline: .*holds no weights"):
+        checkpoint.loading(ModelConfig(path=str(folder)), str(folder), load)
+
+
 def test_too_little_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     llava().save_pretrained(tmp_path)
     monkeypatch.setattr(checkpoint, "available_bytes", lambda device: 1000)

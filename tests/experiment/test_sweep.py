@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from tokcomp.errors import ConfigurationError
 from tokcomp.experiment.axes import read_axes, refuse_wrong
 from tokcomp.experiment.compose import compose
 from tokcomp.experiment.config import RunConfig
-from tokcomp.experiment.launch import launcher_settings
+from tokcomp.experiment.launch import _of_every_run, launcher_settings
 from tokcomp.experiment.result import Result
 from tokcomp.experiment.store import Store, key_of
 from tokcomp.experiment.sweep import Outcome, _wait_for_others, default_folder, sweep
@@ -68,6 +70,8 @@ def test_the_same_command_goes_to_the_same_folder() -> None:
         (["vision=glob(x*)"], "matches nothing"),
         (["seed=interval(0,1)"], "has no end"),
         (["vision=[tome"], "cannot be read"),
+        (["seed=0,1", "seed=2,3"], "seed is given twice"),
+        (["seed=3", "seed=0,1"], "seed is given twice"),
     ],
 )
 def test_a_wrong_part_is_refused_before_any_job(
@@ -137,6 +141,29 @@ def test_a_run_of_another_device_is_waited_for_and_not_made(untrained: Path, tmp
     _wait_for_others(outcome, "a", lambda _: None)
     assert (outcome.found, outcome.done, outcome.failed, outcome.ended) == ([], [], {}, 0)
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_removal_is_handed_on_as_it_is_written() -> None:
+    assert _of_every_run(read_axes(["~callbacks", "vision=none,tome"])) == ["~callbacks"]
+
+
+def test_combinations_that_mean_one_run_and_fail_have_all_been_run(untrained: Path, tmp_path: Path) -> None:
+    outcome = sweep(given(untrained, tmp_path, "prefill=fastv", "prefill.layer=99,99"))
+    assert len(outcome.failed) == 1
+    assert (outcome.size, outcome.ended) == (2, 2)
+
+
+def test_lines_of_a_journal_wait_for_each_other(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.note("a", outcome="done", key="1")
+    writer = threading.Thread(target=store.note, args=("a",), kwargs={"outcome": "done", "key": "2" * 100_000})
+    with (tmp_path / "journal" / "a.jsonl").open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        writer.start()
+        writer.join(0.2)
+        assert [line["key"] for line in store.journal("a")] == ["1"]
+    writer.join(10)
+    assert [line["key"][0] for line in store.journal("a")] == ["1", "2"]
 
 
 def test_presets_are_tried_with_every_stage() -> None:

@@ -52,16 +52,21 @@ def read_axes(overrides: Sequence[str]) -> Axes:
     """What a command line spans: ``a=1,2`` and ``a=glob(*)``, ``a=range(1,5)`` are axes.
 
     Raises:
-        ConfigurationError: an override that cannot be read, or an axis without end.
+        ConfigurationError: an override that cannot be read, an axis without end, or one that is given twice.
     """
     fixed: list[str] = []
     swept: dict[str, tuple[str, ...]] = {}
     told: list[str] = []
+    given: set[str] = set()
     for text, override in parsed_overrides(overrides):
         key = override.key_or_group
         if key.partition(".")[0].partition("/")[0] == "hydra":
             told.append(text)
-        elif not override.is_sweep_override():
+            continue
+        if key in swept or (override.is_sweep_override() and key in given):
+            raise ConfigurationError(f"'{text}': {key} is given twice: give all its values at once, as {key}=1,2,3")
+        given.add(key)
+        if not override.is_sweep_override():
             fixed.append(text)
         else:
             if not override.is_discrete_sweep():

@@ -93,12 +93,16 @@ def find_callback(name: str) -> Callback:
     """The callback called ``name``.
 
     Raises:
-        ConfigurationError: there is none.
+        ConfigurationError: there is none, or its package cannot be imported.
     """
     if name in _BUILT_IN:
         return _BUILT_IN[name]
     for point in entry_points(group=_GROUP, name=name):
-        found: Callback = point.load()
+        try:
+            found: Callback = point.load()
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise ConfigurationError(f"callback '{name}' ({point.value}) cannot be imported: {reason}") from error
         return found
     known = callback_names()
     raise ConfigurationError(f"unknown callback '{name}'{suggest(name, known)} known: {', '.join(known)}")

@@ -69,6 +69,8 @@ def _hub_reason(config: ModelConfig, path: str, error: BaseException) -> str | N
             f"model '{config.name}': {path} brings code of its own, which is not run unasked: read it, then give "
             "model.trust_remote_code=true"
         )
+    if Path(path).is_dir():
+        return None
     offline = among(hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled, ConnectionError)
     if offline or any(
         "offline" in str(each).lower() or "couldn't connect" in str(each).lower() for each in _chain(error)

@@ -123,8 +123,12 @@ def _of_every_run(axes: Axes) -> list[str]:
     if {"preset", "experiment"} & chosen:
         chosen |= set(REGISTRIES)
     parts = [text.partition("=") for text in axes.fixed]
-    late = [(key, value) for key, _, value in parts if "." in key and key.partition(".")[0] in chosen]
-    return [f"{key}=choice({value})" if (key, value) in late else f"{key}={value}" for key, _, value in parts]
+    return [
+        f"{key}=choice({value})"
+        if equals and "." in key and key.partition(".")[0] in chosen
+        else f"{key}{equals}{value}"
+        for key, equals, value in parts
+    ]
 
 
 def _key(values: Sequence[str]) -> str:

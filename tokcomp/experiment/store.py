@@ -119,7 +119,10 @@ class Store:
         except ValidationError:
             self._refuse_newer_record(path, content)
             aside = path.with_name(f"{RECORD}.damaged")
-            path.replace(aside)
+            try:
+                path.replace(aside)
+            except FileNotFoundError:  # another process has just moved it
+                return None
             say(f"{path} is damaged: moved to {aside.name}, the run is made again")
             return None
         return result if result.status == "ok" else None
@@ -179,7 +182,12 @@ class Store:
             path.parent.mkdir(parents=True, exist_ok=True)
             handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
             try:
-                os.write(handle, (json.dumps(line) + "\n").encode())
+                fcntl.flock(
+                    handle, fcntl.LOCK_EX
+                )  # on NFS, appending alone may write over what another machine appends
+                left = memoryview((json.dumps(line) + "\n").encode())
+                while left:
+                    left = left[os.write(handle, left) :]
             finally:
                 os.close(handle)
         except OSError as error:

@@ -32,7 +32,7 @@ class Outcome:
         store: where the records are. ``size``: combinations.
         found, done: keys of the records that were there, and that were made.
         keys: both, in the order of the jobs; combinations that mean the same run share one.
-        failed: error by key, or by command line where no record could be made.
+        failed: error by key, or by command line where no record could be made. ``failures``: jobs that failed so.
         notes: what else is to be told.
         broken: why the launcher gave up before the end, or None.
     """
@@ -43,13 +43,14 @@ class Outcome:
     done: list[str] = field(default_factory=list)
     keys: tuple[str, ...] = ()
     failed: dict[str, str] = field(default_factory=dict)
+    failures: int = 0
     notes: list[str] = field(default_factory=list)
     broken: str | None = None
 
     @property
     def ended(self) -> int:
         """Jobs that came to an end."""
-        return len(self.found) + len(self.done) + len(self.failed)
+        return len(self.found) + len(self.done) + self.failures
 
 
 def default_folder(axes: Axes) -> Path:
@@ -115,7 +116,8 @@ def _read(outcome: Outcome, name: str) -> None:
     outcome.found = [line["key"] for line in lines if line["outcome"] == "found"]
     outcome.done = [line["key"] for line in lines if line["outcome"] == "done"]
     outcome.keys = tuple(dict.fromkeys(line["key"] for line in lines if line["outcome"] in ("found", "done")))
-    failed = (line for line in lines if line["outcome"] == "failed")
+    failed = [line for line in lines if line["outcome"] == "failed"]
+    outcome.failures = len(failed)
     outcome.failed = {line["key"] or " ".join(line["overrides"]): line["error"] for line in failed}
     outcome.notes = [line["text"] for line in lines if line["outcome"] == "note"]
 

@@ -40,7 +40,7 @@ DEVICES = {
     "l40s": DeviceSpec("l40s", 362e12, 0.864e12),
     "rtx4090": DeviceSpec("rtx4090", 165e12, 1.008e12),
 }
-"""From the vendors' data sheets: half precision without sparsity; of the A100 the SXM part with 80 GB, of H100 and H200 the SXM ones."""
+"""From the vendors' data sheets: half precision without sparsity; of A100 (80 GB), H100 and H200 the SXM parts."""
 
 
 def device_spec(text: str) -> DeviceSpec:
