@@ -165,12 +165,14 @@ def _unit(table: Images) -> Tensor:
 
 def _standing(table: Images) -> Tensor:
     """The placeholder whose token shall stand there. Where the model packs rows into an image, tokens stand in its order."""
-    flat, placed = table.flat, table.layout.placed
-    own = torch.arange((flat if placed is None else placed).shape[0], device=flat.device)
+    placed, n = table.layout.placed, table.n_units
     if placed is not None or not table.reordered:
-        return own
+        return torch.arange((table.flat if placed is None else placed).shape[0], device=table.flat.device)
+    if table.even:
+        return (table.standing() + torch.arange(table.n_rows, device=table.flat.device)[:, None] * n).flatten()
     # Unit j of a row is j placeholders behind its first one.
-    return own - flat % table.n_units + table.standing().flatten()[flat]
+    own = torch.arange(table.flat.shape[0], device=table.flat.device)
+    return own - table.flat % n + table.standing().flatten()[table.flat]
 
 
 def _at_placeholders(table: Images, values: Tensor, separator: float | bool) -> Tensor:

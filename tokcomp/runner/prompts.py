@@ -95,7 +95,10 @@ class PromptReader:
             request = self._with_images(masks, present, embeds, place_images(images, counts))
         request.padded = request.prompt.present is not None
         request.first_position = self.adapter.decoder.first_position
-        request.next_position = next_after(self._positions(kwargs, embeds))
+        if kwargs.get("position_ids") is None:
+            request.next_position = torch.full((1,), embeds.shape[1], device=embeds.device)
+        else:
+            request.next_position = next_after(self._positions(kwargs, embeds))
         return request
 
     def _plain(self, embeds: Tensor, present: Tensor | None) -> Prompt:
