@@ -29,6 +29,13 @@ def test_the_shipped_file_is_what_the_classes_say() -> None:
     assert {(one["stage"], one["name"]) for one in told} >= {("vision", "tome"), ("prefill", "fastv"), ("cache", "h2o")}
 
 
+def test_every_line_of_a_docstring_counts_and_imports_and_bodies_do_not() -> None:
+    source = 'from a import b\n\nclass C:\n    """Takes tokens\n    from the {} end."""\n\n    def f(self):\n        return {}\n'
+    assert catalog._outline(source.format("upper", 1)) != catalog._outline(source.format("lower", 1))
+    assert catalog._outline(source.format("upper", 1)) == catalog._outline(source.format("upper", 2))
+    assert catalog._outline(source) == catalog._outline(source.replace("import b", "import c"))
+
+
 def test_settings_tell_types_defaults_and_choices() -> None:
     mustdrop = catalog.entry("vision", "mustdrop")
     assert mustdrop is not None

@@ -92,7 +92,8 @@ def _outline(source: str) -> bytes:
     for line in source.splitlines():
         text = line.strip()
         indent = len(line) - len(line.lstrip())
-        if not text or text.startswith(("#", "import ", "from ")):
+        imports = indent == 0 and text.startswith(("import ", "from "))  # elsewhere it is a line of a docstring
+        if not text or text.startswith("#") or imports:
             continue
         if depth is not None and (indent > depth or text[0] in ")]"):
             continue

@@ -91,10 +91,14 @@ def write(files: dict[str, str], out: Path) -> list[Path]:
         raise ConfigurationError(
             f"{there} is there already: nothing was written; choose another name, or another --out"
         )
+    written: list[Path] = []
     try:
         for path, text in zip(paths, files.values(), strict=True):
             path.parent.mkdir(parents=True, exist_ok=True)
+            written.append(path)
             path.write_text(text, encoding="utf-8")
     except OSError as error:
+        for path in written:
+            path.unlink(missing_ok=True)
         raise ConfigurationError(f"{error.filename} cannot be written: {error.strerror}; give another --out") from error
     return paths
