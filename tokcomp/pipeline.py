@@ -64,10 +64,10 @@ class Pipeline:
         On entry the needs of the strategies are checked against the model; on exit, also after an exception, every hook
         and setting is undone. The value of ``with ... as trace`` records what happened to the tokens of each prompt.
 
-        Raises (on entry, the model untouched):
-            UnsupportedError: a model that no adapter fits, or one that is attached already.
-            CompatibilityError: a strategy needs what this model does not have.
-            ConfigurationError: what is no model at all (at once).
+        Raises:
+            ConfigurationError: what was given is no model.
+            UnsupportedError: on entry, the model untouched: no adapter fits it, or a pipeline is attached to it already.
+            CompatibilityError: on entry, the model untouched: a strategy needs what it does not have.
         """
         from torch import nn
 

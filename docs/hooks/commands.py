@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import inspect
+import textwrap
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
@@ -39,8 +40,16 @@ def help_of(name: str) -> str:
     """What ``tokcomp NAME --help`` prints, at a fixed width."""
     command = importlib.import_module(f"tokcomp.cli.{name}")
     parser = argparse.ArgumentParser(
-        prog=f"tokcomp {name}", description=inspect.cleandoc(command.__doc__ or ""),
+        prog=f"tokcomp {name}", description=_wrapped(inspect.cleandoc(command.__doc__ or "")),
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, width=WIDTH),
     )  # fmt: skip
     command.add_arguments(parser)
     return parser.format_help().rstrip()
+
+
+def _wrapped(text: str) -> str:
+    """Paragraphs at the page's width; those with indented examples as they are."""
+    return "\n\n".join(
+        part if any(line.startswith(" ") for line in part.splitlines()) else textwrap.fill(part, WIDTH)
+        for part in text.split("\n\n")
+    )

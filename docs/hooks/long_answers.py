@@ -40,7 +40,8 @@ def _share(records: list[dict[str, Any]], share: int) -> str:
     better, worse = _verdict(records, ours)
     lines += [
         "",
-        f"Beaten by `output_aware` beyond its interval: {better}. Better than it beyond the interval: {worse}.",
+        f"- Worse than `output_aware`, with the whole interval below zero: {better}.",
+        f"- Better, with the whole interval above zero: {worse}.",
     ]
     return "\n".join(lines)
 
@@ -49,7 +50,7 @@ def _verdict(records: list[dict[str, Any]], ours: dict[str, Any]) -> tuple[str, 
     ends = {record["line"]: _difference(record["scores"], ours["scores"]) for record in records if record is not ours}
     better = [name for name, (_, high) in ends.items() if high < 0]
     worse = [name for name, (low, _) in ends.items() if low > 0]
-    return ", ".join(better) or "none", ", ".join(worse) or "none"
+    return "; ".join(better) or "none", "; ".join(worse) or "none"
 
 
 def _difference(scores: list[float], ours: list[float], draws: int = 2000) -> tuple[float, float]:

@@ -110,7 +110,7 @@ def strategy_page(stage: str, name: str, cls: type[Strategy], pictures: Path) ->
         facts.append(f"**Paper** {_linked(cls.paper)}")
     lines = [f"# {stage}: {name}", "", " · ".join(facts), "", text, ""]
     if shown := _picture(pictures / f"{stage}-{name}.webp", f"What {name} leaves of three scenes", ".wide"):
-        lines += [*shown, "", f"*Above what the model sees. Below: {CAPTIONS[stage]}*", ""]
+        lines += [*shown, "", f"*Above: what the model sees. Below: {CAPTIONS[stage]}*", ""]
     lines += ["## Fields", "", "| field | type | default | meaning |", "|---|---|---|---|"]
     for field, info in cls.model_fields.items():
         default = "(must be given)" if info.is_required() else f"`{_yaml(info.get_default(call_default_factory=True))}`"

@@ -14,9 +14,9 @@ STAGES = ("vision", "prefill", "cache")
 def families() -> str:
     """What every family was tested with, and with how many strategies each way of use works."""
     ways = matrix()["ways"]
-    lines = ["| family | class | tower | " + " | ".join(ways) + " |", "|---|---|---|" + "---:|" * len(ways)]
+    lines = ["| family | class | CLS token | " + " | ".join(ways) + " |", "|---|---|---|" + "---:|" * len(ways)]
     for name, cls, counts in overview():
-        cls_token = "CLS token" if matrix()["families"][name]["cls_token"] else "no CLS token"
+        cls_token = "yes" if matrix()["families"][name]["cls_token"] else "no"
         cells = [f"{yes} of {total}" if total else "-" for yes, total in counts.values()]
         lines.append(f"| `{name}` | `{cls}` | {cls_token} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -48,14 +48,15 @@ def strategies() -> str:
         lines = [f"### {title}", "", "| strategy | " + " | ".join(f"`{name}`" for name in names) + " |",
                  "|---|" + "---|" * len(names)]  # fmt: skip
         for key, row in rows.items():
-            cells = [_cell(row.get(name, {}), reasons) for name in names]
-            lines.append(f"| `{key.partition('/')[2]}` | " + " | ".join(cells) + " |")
+            strategy = key.partition("/")[2]
+            cells = [_cell(row.get(name, {}), strategy, reasons) for name in names]
+            lines.append(f"| `{strategy}` | " + " | ".join(cells) + " |")
         parts.append("\n".join(lines))
     notes = [f"{number}. {_escaped(reason)}" for reason, number in reasons.items()]
     return "\n\n".join([*parts, "### Why not", "\n".join(notes) or "Nothing was refused."])
 
 
-def _cell(ways: dict[str, str], reasons: dict[str, int]) -> str:
+def _cell(ways: dict[str, str], strategy: str, reasons: dict[str, int]) -> str:
     if not ways:
         return "not run"
     refused = {way: result for way, result in ways.items() if result != "yes"}
@@ -63,6 +64,7 @@ def _cell(ways: dict[str, str], reasons: dict[str, int]) -> str:
         return "all"
     notes: dict[int, list[str]] = {}
     for way, result in refused.items():
+        result = result.replace(f"'{strategy}'", "'…'")  # strategies that are refused for one reason share its number
         notes.setdefault(reasons.setdefault(result, len(reasons) + 1), []).append(way)
     if len(refused) == len(ways) and len(notes) == 1:
         return f"no ({next(iter(notes))})"
