@@ -128,7 +128,7 @@ def test_what_is_there_is_left_alone(here: Path, capsys: pytest.CaptureFixture[s
 def test_what_cannot_be_finished_leaves_nothing(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (here / "configs").write_text("")
     assert main(["new", "prefill", "my_idea"]) == 2
-    assert "configs cannot be written" in capsys.readouterr().err
+    assert "configs/prefill cannot be written" in capsys.readouterr().err
     assert files(here) == {"configs"}
 
 
