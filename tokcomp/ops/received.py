@@ -65,8 +65,9 @@ def received_sums(query: Tensor, key: Tensor, *, scale: float, sees: Callable[[T
     """
     b, h, t, _ = query.shape
     g, length = key.shape[1:3]
-    counted = torch.ones(b, t, dtype=torch.bool, device=query.device) if row_valid is None else row_valid
-    if rows is not None:
+    counted = row_valid
+    if rows is not None and rows < t:
+        counted = torch.ones(b, t, dtype=torch.bool, device=query.device) if row_valid is None else row_valid
         later = counted.long().flip(1).cumsum(dim=1).flip(1)  # (b, t): valid rows from here on, this one included
         counted = counted & (later <= rows)
     keys = key.float()
@@ -76,6 +77,7 @@ def received_sums(query: Tensor, key: Tensor, *, scale: float, sees: Callable[[T
         piece = query[:, :, i0 : i0 + height]
         at = torch.arange(length - t + i0, length - t + i0 + piece.shape[2], device=query.device)
         attention = attention_rows(piece, keys, scale=scale, mask=sees(at), softcap=softcap, sinks=sinks)
-        attention.mul_(counted[:, None, i0 : i0 + height, None])
+        if counted is not None:
+            attention.mul_(counted[:, None, i0 : i0 + height, None])
         sums += attention.view(b, g, -1, length).sum(dim=2)
     return sums

@@ -146,22 +146,37 @@ def _chunked_sums(query: Tensor, key: Tensor, scale: float, position: Tensor | N
     t = query.shape[2]
     grouped = query.unflatten(1, (g, -1))  # (b, g, h / g, t, d)
     heads, height = _piece(grouped.shape, length, chunk_bytes)
+    weights = _weights(position, visible, row_valid, t)
+    hidden = None if visible is None else ~visible[:, :, None, None]
     sums = torch.zeros(b, g, length, dtype=torch.float32, device=query.device)
     for g0 in range(0, g, heads):
         block = slice(g0, g0 + heads)
         keys = key[:, block].to(torch.float32, memory_format=torch.contiguous_format)
-        seen = visible if visible is None or visible.shape[1] == 1 else visible[:, block]
+        unseen, counts = (each if each is None or each.shape[1] == 1 else each[:, block] for each in (hidden, weights))
         for i0 in range(0, t, height):
             end = min(length, i0 + height + offset)
             sums[:, block, :end] += _piece_sums(
-                grouped[:, block, :, i0 : i0 + height].float() * scale,
+                grouped[:, block, :, i0 : i0 + height],
                 keys[:, :, :end],
+                scale,
                 None if position is None else position[:, i0 : i0 + height, None],
                 0 if offset == length else i0 + offset,
-                None if seen is None else seen[:, :, None, None, :end],
-                None if row_valid is None else row_valid[:, i0 : i0 + height],
+                None if unseen is None else unseen[..., :end],
+                None if counts is None else counts[:, :, i0 : i0 + height],
             )
     return sums
+
+
+def _weights(position: Tensor | None, visible: Tensor | None, row_valid: Tensor | None, t: int) -> Tensor | None:
+    """What a row weighs in the sums ``[b, 1 or g, t]`` float32: nothing where it does not count or sees no key. None: all
+    weigh 1."""
+    counted = None if row_valid is None else row_valid[:, None]
+    if visible is not None:
+        sighted = visible.any(dim=2, keepdim=True).expand(-1, -1, t)
+        if position is not None:  # up to its own key
+            sighted = sighted & (visible.byte().argmax(dim=2, keepdim=True) <= position[:, None])
+        counted = sighted if counted is None else sighted & counted
+    return None if counted is None else counted.float()
 
 
 @cache
@@ -175,29 +190,28 @@ def _has_kernels(query: Tensor) -> bool:
     return fits and _triton_installed()
 
 
-def _piece_sums(
-    query: Tensor, key: Tensor, position: Tensor | None, start: int, visible: Tensor | None, row_valid: Tensor | None
-) -> Tensor:
+def _piece_sums(query: Tensor, key: Tensor, scale: float, position: Tensor | None, start: int, hidden: Tensor | None,
+                weights: Tensor | None) -> Tensor:  # fmt: skip
     """Column sums ``[b, g, l']`` of one piece: query ``[b, g, r, c, d]`` over key ``[b, g, l', d]``.
 
     Row i sees the keys up to ``position[:, i]``; keys before ``start`` are seen by every row.
     """
     b, g, r, c, d = query.shape
     end = key.shape[2]
-    logits = query.reshape(b, g, r * c, d) @ key.transpose(-1, -2)
+    rows, keys = query.float().reshape(b * g, r * c, d), key.flatten(0, 1).transpose(1, 2)
+    logits = torch.baddbmm(key.new_zeros(1), rows, keys, beta=0, alpha=scale)
     split = logits.view(b, g, r, c, end)
-    if position is not None:
+    if position is not None and end - start > 1:
         later = torch.arange(start, end, device=key.device) > position[:, None, None]
         split[..., start:].masked_fill_(later, _HIDDEN)
-    if visible is not None:
-        split.masked_fill_(~visible, _HIDDEN)
+    if hidden is not None:
+        split.masked_fill_(hidden, _HIDDEN)
     # One call that keeps a row where it is fast: maximum, exponentials, sum and quotient apart take twice as long.
     attention = logits.softmax(dim=-1)
-    weight = attention.new_ones(b, 1, 1, c) if row_valid is None else row_valid[:, None, None].float()
-    weight = weight.expand(b, g, r, c).reshape(b, g, 1, r * c)
-    if visible is not None:  # a row that sees nothing gives nothing
-        weight = weight * (logits.amax(dim=-1) > _HIDDEN)[:, :, None]
-    return (weight @ attention).squeeze(2)
+    if weights is None:
+        return attention.sum(dim=1).view(b, g, end)
+    weighing = weights[:, :, None].expand(b, g, r, c).reshape(b * g, 1, r * c)
+    return (weighing @ attention).view(b, g, end)
 
 
 def _last_rows(
