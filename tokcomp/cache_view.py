@@ -61,6 +61,7 @@ class CacheView(SignalReader):
     _rotation: Callable[[int], Tensor] | None = field(default=None, repr=False)
     _surveyed: Tensor | None = field(default=None, repr=False)
     _final: Tensor | None = field(default=None, repr=False)
+    _known: dict[str, int] = field(default_factory=dict, repr=False)
     _digest: Tensor | None = field(default=None, repr=False)
 
     @property
@@ -76,6 +77,21 @@ class CacheView(SignalReader):
     def counts(self) -> Tensor:
         """Valid entries of each sample and head ``[b, g]``."""
         return self.valid.sum(dim=2)
+
+    @property
+    def longest_prompt(self) -> int:
+        """The largest of ``prompt``; it is looked up on the device once, not at every step."""
+        return self._looked_up("longest_prompt", lambda: self.prompt.max())
+
+    @property
+    def most_protected(self) -> int:
+        """As many entries as no row has more of ``protected``; looked up once, not at every step."""
+        return self._looked_up("most_protected", lambda: self.protected.sum(dim=2).max())
+
+    def _looked_up(self, name: str, value: Callable[[], Tensor]) -> int:
+        if name not in self._known:
+            self._known[name] = int(value())
+        return self._known[name]
 
     @property
     def device(self) -> torch.device:

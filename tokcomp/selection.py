@@ -70,6 +70,7 @@ class Selection:
         *,
         valid: Tensor | None = None,
         protected: Tensor | None = None,
+        most: int | None = None,
     ) -> Selection:
         """Keep the ``k`` highest scores of each row; among equal scores the lower index wins.
 
@@ -80,6 +81,7 @@ class Selection:
             valid: ``[..., n]`` False where a token is padding: it is never kept.
             protected: ``[..., n]`` True where a token must be kept: it comes before every other one, and rows that have
                 more protected tokens than ``k`` keep them all.
+            most: how many a row keeps at most, where that is known, which spares a look at the device: every row is padded to it.
         """
         n = scores.shape[-1]
         # A stable sort makes the lower index win among equals, on every device; topk leaves ties undefined.
@@ -97,13 +99,13 @@ class Selection:
             scores = scores.masked_fill(~valid, -torch.inf)
             counts = torch.minimum(counts, valid.sum(-1))
         best = scores.sort(dim=-1, descending=True, stable=True).indices
-        return cls._later(_Best(best, counts, in_place=order == "position"))
+        return cls._later(_Best(best, counts, most, in_place=order == "position"))
 
     @classmethod
-    def from_mask(cls, mask: Tensor, *, count: int | None = None) -> Selection:
-        """Keep the tokens where ``mask`` ``[..., n]`` is True, in ascending position; ``count``: how many each row has,
-        where that is known, which spares a look at the device."""
-        return cls._later(_Marked(mask, count))
+    def from_mask(cls, mask: Tensor, *, count: int | None = None, most: int | None = None) -> Selection:
+        """Keep the tokens where ``mask`` ``[..., n]`` is True, in ascending position; ``count``: how many each row has, or
+        ``most``: how many it has at most, where that is known, which spares a look at the device."""
+        return cls._later(_Marked(mask, count, most))
 
     @classmethod
     def _later(cls, chosen: _Best | _Marked) -> Selection:
@@ -188,8 +190,8 @@ class _Marked:
 
     in_place = True
 
-    def __init__(self, mask: Tensor, count: int | None) -> None:
-        self._mask, self._count = mask, count
+    def __init__(self, mask: Tensor, count: int | None, most: int | None) -> None:
+        self._mask, self._count, self._most = mask, count, most
 
     @cached_property
     def _counts(self) -> Tensor:
@@ -197,7 +199,9 @@ class _Marked:
 
     @cached_property
     def _width(self) -> tuple[int, int]:
-        return _extremes(self._counts) if self._count is None else (self._count, self._count)
+        if self._count is not None:
+            return self._count, self._count
+        return _extremes(self._counts) if self._most is None else (-1, min(self._most, self._mask.shape[-1]))
 
     def keep(self) -> Tensor:
         # Bytes sort on every device: the True ones come first, in their order.
@@ -215,12 +219,12 @@ class _Marked:
 class _Best:
     """The first ``counts`` ``[...]`` of the indices ``best`` ``[..., n]``; ``in_place``: in ascending position."""
 
-    def __init__(self, best: Tensor, counts: Tensor, *, in_place: bool) -> None:
-        self._best, self._counts, self.in_place = best, counts, in_place
+    def __init__(self, best: Tensor, counts: Tensor, most: int | None, *, in_place: bool) -> None:
+        self._best, self._counts, self._most, self.in_place = best, counts, most, in_place
 
     @cached_property
     def _width(self) -> tuple[int, int]:
-        return _extremes(self._counts)
+        return _extremes(self._counts) if self._most is None else (-1, min(self._most, self._best.shape[-1]))
 
     def keep(self) -> Tensor:
         n, first = self._best.shape[-1], self._best[..., : self._width[1]]

@@ -11,6 +11,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
+from tokcomp.runner.masks import stand_in
+from tokcomp.runner.tables import constant
+
 __all__ = ["HOME", "PretendDevices"]
 
 HOME = torch.device("cpu")
@@ -23,6 +26,8 @@ class PretendDevices(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.places: Any = WeakIdKeyDictionary()
+        for made_once in (constant, stand_in):  # for other pretended devices
+            made_once.cache_clear()
 
     def place(self, module: nn.Module, device: torch.device) -> None:
         """Say that a module's weights lie on ``device``."""

@@ -92,9 +92,9 @@ class H2O(CachePolicy):
         return self._select(view)
 
     def after_step(self, view: CacheView) -> Selection | None:
-        return self._select(view)
+        return self._select(view, step=True)
 
-    def _select(self, view: CacheView) -> Selection | None:
+    def _select(self, view: CacheView, *, step: bool = False) -> Selection | None:
         before = view.memory.get("sums")
         sums = view.received if before is None else before + view.received  # (b, g, l)
         view.memory["sums"] = sums
@@ -104,29 +104,42 @@ class H2O(CachePolicy):
         if view.n_entries <= (self.heavy_tokens or 0) + (self.recent_tokens or 0) - self.hides():
             return None  # known without asking the device; shares of the prompt never get here
         heavy, recent = self._budgets(view)
-        return (self._shown if self.hides() else self._kept)(view, sums, heavy, recent)
+        if self.hides():
+            return self._shown(view, sums, heavy, recent)
+        return self._kept(view, sums, heavy, recent, self._most(view) if step and view.padded else None)
 
     def _known_budgets(self, view: CacheView) -> tuple[int, int] | None:
         """Heavy and recent entries, where they are the same in every row and nothing has to be asked of the device."""
-        if self.hides() or view.padded or view.prompt_tokens is None or self.exempt(view) is not None:
+        if self.hides() or view.padded or view.prompt_tokens is None or self.keep_text:
             return None
+        heavy, recent = self._of(view.prompt_tokens)
+        crowded = self.respects_protected and view.marked and view.most_protected > heavy
+        return None if crowded else (heavy, recent)
+
+    def _of(self, prompt_tokens: int) -> tuple[int, int]:
+        """Heavy and recent entries of a prompt of this length."""
         heavy = (
-            self.heavy_tokens
-            if self.heavy_tokens is not None
-            else int(view.prompt_tokens * float(self.heavy_ratio or 0))
+            self.heavy_tokens if self.heavy_tokens is not None else int(prompt_tokens * float(self.heavy_ratio or 0))
         )
         recent = (
-            self.recent_tokens
-            if self.recent_tokens is not None
-            else int(view.prompt_tokens * float(self.recent_ratio or 0))
+            self.recent_tokens if self.recent_tokens is not None else int(prompt_tokens * float(self.recent_ratio or 0))
         )
         return heavy, max(recent, 1)
+
+    def _most(self, view: CacheView) -> int | None:
+        """How many entries a row keeps at most; None where that grows with the answer."""
+        if self.keep_text:
+            return None
+        heavy, recent = self._of(view.longest_prompt)
+        return recent + max(heavy, view.most_protected if self.respects_protected and view.marked else 0)
 
     def _kept_of_equal_rows(self, view: CacheView, sums: Tensor, heavy: int, recent: int) -> Selection | None:
         if view.n_entries <= heavy + recent:
             return None
-        sums = sums.clone()
+        sums, exempt = sums.clone(), self.exempt(view)
         sums[..., -recent:] = torch.inf
+        if exempt is not None:
+            sums = sums.masked_fill(exempt, torch.inf)
         return Selection.top_k(sums, heavy + recent)
 
     def _budgets(self, view: CacheView) -> tuple[Tensor, Tensor]:
@@ -140,11 +153,11 @@ class H2O(CachePolicy):
         recent = resolve(self.recent_tokens, self.recent_ratio).clamp(min=1)
         return resolve(self.heavy_tokens, self.heavy_ratio), recent
 
-    def _kept(self, view: CacheView, sums: Tensor, heavy: Tensor, recent: Tensor) -> Selection:
+    def _kept(self, view: CacheView, sums: Tensor, heavy: Tensor, recent: Tensor, most: int | None) -> Selection:
         stay = last(view.valid, recent)
         exempt = self.exempt(view)
         stay = stay if exempt is None else stay | exempt
-        return Selection.top_k(sums, heavy + recent, valid=view.valid, protected=stay)
+        return Selection.top_k(sums, heavy + recent, valid=view.valid, protected=stay, most=most)
 
     def _shown(self, view: CacheView, sums: Tensor, heavy: Tensor, recent: Tensor) -> Selection:
         full = view.counts >= (heavy + recent).clamp(min=2)

@@ -73,9 +73,9 @@ class StreamingLLM(CachePolicy):
         return self._select(view)
 
     def after_step(self, view: CacheView) -> Selection | None:
-        return self._select(view)
+        return self._select(view, step=True)
 
-    def _select(self, view: CacheView) -> Selection | None:
+    def _select(self, view: CacheView, *, step: bool = False) -> Selection | None:
         if not view.padded and self.exempt(view) is None and (self.recent_tokens or view.prompt_tokens) is not None:
             return self._of_equal_rows(view)
         recent: int | Tensor
@@ -88,7 +88,17 @@ class StreamingLLM(CachePolicy):
         valid = view.valid[:, 0]  # (b, l): the rule never tells the heads apart
         keep = first(valid, self.sinks) | last(valid, recent)
         exempt = self.exempt(view)
-        return Selection.from_mask(keep if exempt is None else keep | (exempt[:, 0] & valid))
+        keep = keep if exempt is None else keep | (exempt[:, 0] & valid)
+        return Selection.from_mask(keep, most=self._most(view) if step and view.padded else None)
+
+    def _most(self, view: CacheView) -> int | None:
+        """How many entries a row keeps at most; None where that grows with the answer."""
+        if self.keep_text:
+            return None
+        recent = self.recent_tokens
+        if recent is None:
+            recent = max(Budget(keep_ratio=self.keep_ratio).resolve(view.longest_prompt) - self.sinks, 1)
+        return self.sinks + recent + (view.most_protected if self.respects_protected and view.marked else 0)
 
     def _of_equal_rows(self, view: CacheView) -> Selection | None:
         """The same where it needs no look at the device."""

@@ -10,18 +10,16 @@ from torch import Tensor, nn
 
 __all__ = ["by_name", "cache_in", "cache_name", "kinds_in", "outputs_in", "tokens_in"]
 
-_CACHE_NAMES = "cache", "past_key_values"
-"""From transformers 5.24 on the argument is ``cache``; before that it was ``past_key_values``."""
-
 
 def cache_name(module: nn.Module) -> str:
-    """What ``module.forward`` calls the cache."""
+    """What ``module.forward`` calls the cache: ``cache`` from transformers 5.24 on, ``past_key_values`` before that."""
     return "cache" if "cache" in inspect.signature(module.forward).parameters else "past_key_values"
 
 
 def cache_in(values: Mapping[str, Any]) -> Any:
     """The cache among the keyword arguments of a call, or in a model's output, or None."""
-    return next((values[name] for name in _CACHE_NAMES if values.get(name) is not None), None)
+    found = values.get("cache")
+    return values.get("past_key_values") if found is None else found
 
 
 def by_name(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

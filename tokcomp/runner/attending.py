@@ -30,7 +30,9 @@ _UNDERSTOOD = frozenset({"attention_mask", "position_ids", "cache_position", "po
 def answered_layers(evictor: Evictor) -> dict[int, CachePolicy]:
     """The layers whose calls may be answered, with their policies."""
     return {
-        number: policy for number, policy in evictor.policies.items() if evictor.packs(number) or sums_prompt(policy)
+        number: policy
+        for number, policy in evictor.policies.items()
+        if number in evictor.packing or sums_prompt(policy)
     }
 
 

@@ -55,7 +55,7 @@ def _move(run: Pass, device: torch.device) -> None:
     run.request = _on(run.request, device)
     for name in ("positions", "sequence", "follow", "blocks", "rows", "keys", "noted"):
         setattr(run, name, to_device(getattr(run, name), device))
-    run.memo = {}
+    run.memo, run.shares = {}, {}
     if run.turn is not None:
         run.turn = LaterTurn(run.turn.layers, to_device(run.turn.follow, device))
 

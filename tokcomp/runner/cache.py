@@ -7,7 +7,7 @@ generations interleave, beams reorder it, a batch is expanded with it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,6 +18,9 @@ from tokcomp.ops.packed import Packed
 from tokcomp.runner.columns import Columns
 from tokcomp.runner.request import Entries, Request, Sequence
 from tokcomp.runner.tables import filled
+
+if TYPE_CHECKING:
+    from tokcomp.runner.entries import Kept
 
 __all__ = ["CompressedLayer", "bound_request"]
 
@@ -44,6 +47,8 @@ class CompressedLayer(Columns, DynamicLayer):
             written, of each row of the request. before: entries that it held, of those that are left, ahead of that prompt.
         attended: the coming pass reads ``packed`` too.
         memory: what the policy remembers per entry, ``[b, g, m]`` each.
+        kept: these tables beside those of other layers, as they were when the policy was last asked about several; None where it
+            was not.
         window: the model's own window in this layer (entries further back leave the cache), or None.
         dense: the entries are consecutive columns, the last one the latest: nothing between them was dropped.
         aligned: padding, if any, stands on the left, so that the oldest entries come first in every row.
@@ -72,6 +77,8 @@ class CompressedLayer(Columns, DynamicLayer):
         self.packed: Packed | None = None
         self.attended = False
         self.fresh = self.before = 0
+        self.kept: Kept | None = None
+        self._counted: tuple[Tensor, Tensor] | None = None  # a table of validity, and how much padding it has
 
     # -- what transformers calls -------------------------------------------------------------------------------------
 
@@ -83,22 +90,22 @@ class CompressedLayer(Columns, DynamicLayer):
         keys, values = self._write(key_states, value_states, *args, **kwargs)
         fresh = key_states.shape[-2]
         # In the prefill a layer sees what is left of the prompt, but has "seen" all of it.
-        later = self.arriving is None
+        later, request = self.arriving is None, self.request
         self.seen += fresh if self.arriving is None else self.arriving
         self.arriving, self.fresh = None, fresh
-        self._note_entries()
-        if later and self.request.reads is not None:
-            padding = None if self.valid is None else (~self.valid).sum(dim=2).double().mean(dim=1)
-            self.request.reads[self.number].append((self.length, padding))
+        length = self._note_entries()
+        if later and request.reads is not None:
+            request.reads[self.number].append((length, None if self.valid is None else self._padding(self.valid)))
         if self.window is not None and self.aligned:
             # As many entries as the next token can reach at most; dropped ones between them leave some beyond its window.
-            self._forget(self.length - self.window + 1)
+            self._forget(length - self.window + 1)
         return keys, values
 
     def _write(self, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Store what a pass adds; returns all keys and values."""
         if self.is_initialized:
-            super().update(keys, values, *args, **kwargs)
+            self.keys = torch.cat([self.keys, keys], dim=-2)
+            self.values = torch.cat([self.values, values], dim=-2)
         else:
             # Nothing to append to: the layer's own projections are the entries, without a copy.
             self.lazy_initialization(keys, values)
@@ -122,7 +129,7 @@ class CompressedLayer(Columns, DynamicLayer):
         self.seen = self.before = 0
         self.dense = self.aligned = True
         self.valid = self.index = self.offset = self.phase = self.visible = self.rows = self.kin = self.packed = None
-        self.memory = {}
+        self.memory, self.kept = {}, None
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         self.batch_select_indices(beam_idx.to(self.keys.device))
@@ -142,8 +149,8 @@ class CompressedLayer(Columns, DynamicLayer):
     @property
     def length(self) -> int:
         """Entries held, padding included (packed ones as if they had it)."""
-        packed = 0 if self.packed is None else self.packed.width
-        return packed + (self.keys.shape[-2] if self.is_initialized and self.keys.numel() else 0)
+        held = self.keys.shape[-2] if self.is_initialized and self.keys.dim() > 1 else 0
+        return held if self.packed is None else self.packed.width + held
 
     def tensors(self) -> tuple[Tensor, ...]:
         """All keys and values that the layer holds on to."""
@@ -169,6 +176,11 @@ class CompressedLayer(Columns, DynamicLayer):
         """Layers of which this is equal hold equally many entries, and a policy can be asked about them at once."""
         noted = [None if table is None else table.shape[-1] for table in (self.index, self.valid)]
         return (self.keys.device, *self.keys.shape[:3], self.seen, self.before, self.window, *noted, *self.memory)
+
+    def objects(self) -> tuple[object, ...]:
+        """What is put in place of something else whenever the entries are others than before, or in another order; new ones at
+        the end do not count."""
+        return self.request, self.index, self.valid, self.rows, self.memory
 
     def evict(self, keys: Tensor, values: Tensor, columns: Tensor, valid: Tensor | None, kin: int | None) -> None:
         """Hold these entries ``[b, g, k, d]`` only, which stand at ``columns`` ``[b, g, k]`` of the uncompressed sequence;
@@ -227,8 +239,22 @@ class CompressedLayer(Columns, DynamicLayer):
         self.memory = {name: change(value) for name, value in self.memory.items()}
         self._note_entries()
 
-    def _note_entries(self) -> None:
-        self.request.entries[self.number] = self.entry()
+    def count_padding(self, counts: Tensor) -> None:
+        """``counts`` ``[b, 1|g]`` of the entries are padding, which spares a count."""
+        if self.valid is not None:
+            self._counted = self.valid, counts
+
+    def _padding(self, valid: Tensor) -> Tensor:
+        """Padded entries of each sample and head ``[b, 1|g]``; what is appended never is padding."""
+        if self._counted is None or self._counted[0] is not valid:
+            self._counted = valid, (~valid).sum(dim=2)
+        return self._counted[1]
+
+    def _note_entries(self) -> int:
+        """Tell the request how many entries there are now."""
+        noted = self.request.entries[self.number]
+        noted.length, noted.valid = self.length, self.valid
+        return noted.length
 
     def entry(self) -> Entries:
         """How many entries there are now."""

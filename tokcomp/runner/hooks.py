@@ -36,21 +36,24 @@ def base_implementation(config: Any) -> str:
 
 def _observed(base: str) -> Callable[..., Any]:
     def attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
+        # "eager" is no registered function: every modeling file has its own.
+        run = ALL_ATTENTION_FUNCTIONS.get(base) or sys.modules[type(module).__module__].eager_attention_forward
         observer, attender = _OBSERVERS.get(module), _ATTENDERS.get(module)
+        if observer is None and attender is None:
+            return run(module, query, key, value, *args, **kwargs)
         scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
         output = None
         if attender is not None:
             output = attender(query, key, value, scale, {**kwargs, "attention_mask": args[0]} if args else kwargs)
         if observer is not None:
-            others = {"softcap": kwargs.get("softcap"), "sinks": kwargs.get("s_aux")}
-            mask = observer(query, key, scale, **{name: value for name, value in others.items() if value is not None})
+            softcap, sinks = kwargs.get("softcap"), kwargs.get("s_aux")
+            logits = {} if softcap is None else {"softcap": softcap}
+            mask = observer(query, key, scale, **(logits if sinks is None else {**logits, "sinks": sinks}))
             if mask is not None:
                 args, kwargs = (), {**kwargs, "attention_mask": mask}
         if output is not None:
             return output.transpose(1, 2).contiguous(), None
-        # "eager" is no registered function: every modeling file has its own.
-        eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
-        return ALL_ATTENTION_FUNCTIONS.get_interface(base, eager)(module, query, key, value, *args, **kwargs)
+        return run(module, query, key, value, *args, **kwargs)
 
     return attention
 

@@ -3,11 +3,9 @@ policy after them, and gives every layer the positions, rotary tables and masks 
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
@@ -15,13 +13,14 @@ from tokcomp.errors import UnsupportedError
 from tokcomp.models.adapter import Adapter
 from tokcomp.runner.adoption import adopt, adopt_text, holds_text, note_text
 from tokcomp.runner.arguments import by_name, cache_in, cache_name, kinds_in, outputs_in, tokens_in
-from tokcomp.runner.attending import answered_layers, attender
+from tokcomp.runner.around import AroundLayers, State
 from tokcomp.runner.cache import bound_request
 from tokcomp.runner.deepstack import taken_over
 from tokcomp.runner.encoded import Encoded
 from tokcomp.runner.eviction import Evictor
 from tokcomp.runner.filtering import Filtering
 from tokcomp.runner.hooks import Hooks
+from tokcomp.runner.masks import stand_in
 from tokcomp.runner.passes import Pass, to_columns
 from tokcomp.runner.positions import in_planes, next_after
 from tokcomp.runner.prompts import Given, PromptReader
@@ -48,7 +47,8 @@ class LanguageStage:
         self.active = reducer is not None or prefill is not None or policy is not None
         self.reader = PromptReader(adapter, reducer, prefill, policy)
         self._cache_name = cache_name(adapter.decoder.module)
-        self._local = threading.local()
+        self._local = State()
+        self.around = AroundLayers(self.decoder, self._local, self.filtering, self.evictor)
 
     def install(self, hooks: Hooks) -> None:
         if self.adapter.multimodal is not None:
@@ -58,41 +58,14 @@ class LanguageStage:
             hooks.wrap(self.adapter.model, numbers, generating(self.adapter, self.reader.placeholders))
         hooks.before(self.decoder.module, self._before_decoder)
         hooks.after(self.decoder.module, self._after_decoder)
-        if not self.active:
-            return
-        depth = range(len(self.decoder.layers))
-        watched = [number for number in depth if self.watches(number)]
-        answered = {} if self.evictor is None else answered_layers(self.evictor)
-        if watched or answered:
-            hooks.switch(self.decoder.config)
-        for number, policy in answered.items():
-            hooks.attend(self.decoder.attentions[number], attender(self.current, self.decoder, policy, number))
-        for number in watched:
-            hooks.observe(self.decoder.attentions[number], self._observer(number))
-        for number in depth:
-            hooks.before(self.decoder.layers[number], self._before_layer(number))
-            if number < self.decoder.deepstack:
-                hooks.after(self.decoder.layers[number], self._add_deepstack(number))
-            if self._evicts(number):
-                hooks.after(self.decoder.layers[number], self._after_layer(number))
-
-    def watches(self, number: int) -> bool:
-        """Whether a layer's attention is looked at."""
-        return self._filters(number, observing=True) or self._evicts(number, observing=True)
-
-    def _filters(self, number: int, *, observing: bool = False) -> bool:
-        filtering = self.filtering
-        return filtering is not None and number in filtering.acting and (not observing or filtering.watches(number))
-
-    def _evicts(self, number: int, *, observing: bool = False) -> bool:
-        evictor = self.evictor
-        return evictor is not None and number in evictor.policies and (evictor.observes(number) or not observing)
+        if self.active:
+            self.around.install(hooks)
 
     # -- the pass as a whole -----------------------------------------------------------------------------------------
 
     def current(self) -> Pass | None:
         """The pass that is under way."""
-        return getattr(self._local, "run", None)
+        return self._local.run
 
     def _before_multimodal(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = by_name(module, args, kwargs)
@@ -107,8 +80,7 @@ class LanguageStage:
 
     def _before_decoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._local.run = None
-        masks, counts = getattr(self._local, "masks", {}), getattr(self._local, "counts", {})
-        given = getattr(self._local, "given", Given())
+        masks, counts, given = self._local.masks, self._local.counts, self._local.given
         self._local.masks, self._local.counts, self._local.given = {}, {}, Given()
         kwargs = by_name(module, args, kwargs)
         cache = cache_in(kwargs)
@@ -150,8 +122,9 @@ class LanguageStage:
         if cache is not None:
             adopt(cache, request, self.decoder, self._policy)
         made = self._read(request, None, given, {**seen, self._cache_name: cache})
-        changed = self._local.run.changed
-        return made if changed else {**made, "attention_mask": kwargs.get("attention_mask")}
+        run = self._local.run
+        assert run is not None
+        return made if run.changed else {**made, "attention_mask": kwargs.get("attention_mask")}
 
     def _read(self, request: Request, turn: LaterTurn | None, given: Given, seen: dict[str, Any]) -> dict[str, Any]:
         """Start the pass that reads a prompt; what the decoder gets."""
@@ -176,7 +149,7 @@ class LanguageStage:
         if positions is None:
             positions = positions_of(self.adapter, request, first, follow, given.call, masks, b, t)
         # Every layer gets a mask of its own; a 4-D one is what keeps the model from building the full-length mask.
-        own = {**kwargs, "attention_mask": torch.zeros(1, 1, 1, 1, device=tokens.device)}
+        own = {**kwargs, "attention_mask": stand_in(tokens.device)}
         if masks:
             turn = self.reader.read(masks, counts, self.encoded.release(),
                                     {**kwargs, "attention_mask": follow.valid, "position_ids": positions})  # fmt: skip
@@ -190,17 +163,20 @@ class LanguageStage:
             refuse_counting(follow, None if self.evictor is None else self.evictor.counting)
             for layer in cache.layers:
                 layer.settle()
+        for layer in cache.layers:
+            layer.attended = layer.number in self.around.packing
         positions = in_planes(positions, self.decoder.planes)
         first_positions, first_offset = first.lag(positions), first.offset
         self._local.run = Pass(self.decoder, request, False, positions, follow=follow, first_offset=first_offset,
-                               blocks=given.blocks, through=self.adapter.blocks_pass_window)  # fmt: skip
+                               blocks=given.blocks, through=self.adapter.blocks_pass_window,
+                               single=not follow.touches)  # fmt: skip
         request.advance(next_after(positions), first.rows)
         request.unnumbered = follow.unnumbered(request, own=True)
         return {**own, "position_ids": first_positions}
 
     def _after_decoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        run, self._local.run = self.current(), None
-        text, self._local.text = getattr(self._local, "text", False), False
+        run, self._local.run = self._local.run, None
+        text, self._local.text = self._local.text, False
         cache = cache_in(kwargs)
         if text and cache is None and not isinstance(output, tuple) and cache_in(output) is not None:
             note_text(cache_in(output), kwargs.get("position_ids"), 0)
@@ -216,61 +192,3 @@ class LanguageStage:
             return (aligned, *output[1:])
         output.last_hidden_state = aligned
         return output
-
-    # -- around each layer -------------------------------------------------------------------------------------------
-
-    def _before_layer(self, number: int) -> Callable[..., Any]:
-        packs = self.evictor is not None and self.evictor.packs(number)
-
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            run = self.current()
-            if run is None:
-                return None
-            hidden: Tensor = args[0] if args else kwargs["hidden_states"]
-            if not run.prefill:
-                run.step(number, hidden, kwargs)
-                cache_in(kwargs).layers[number].attended = packs
-                return args, kwargs
-            if self.filtering is not None and run.sequence is not None and run.sequence.n_vision:
-                if number == 0:
-                    self.filtering.prepare(run, hidden)
-                elif self._filters(number - 1):
-                    hidden = self.filtering.apply(run, number - 1, hidden)
-            run.enter(number, hidden, kwargs)
-            return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
-
-        return hook
-
-    def _add_deepstack(self, number: int) -> Callable[..., Any]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-            run = self.current()
-            if run is None or run.deepstack is None or run.sequence is None:
-                return None
-            return run.deepstack.add(number, output, run.sequence)
-
-        return hook
-
-    def _after_layer(self, number: int) -> Callable[..., None]:
-        evictor = self.evictor
-        assert evictor is not None
-
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            run, cache = self.current(), cache_in(kwargs)
-            if run is not None and cache is not None:
-                evictor.after_layer(run, cache.layers[number])
-
-        return hook
-
-    def _observer(self, number: int) -> Callable[..., None]:
-        filters, evicts = self._filters(number, observing=True), self._evicts(number, observing=True)
-
-        def observe(query: Tensor, key: Tensor, scale: float, **logits: Any) -> None:
-            run = self.current()
-            if run is None:
-                return
-            if run.prefill and filters and self.filtering is not None:
-                self.filtering.observe(run, number, query, key, scale, **logits)
-            if evicts and self.evictor is not None:
-                self.evictor.observe(run, number, query, key, scale, **logits)
-
-        return observe

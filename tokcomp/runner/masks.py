@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, overload
 
 import torch
 from torch import Tensor
 
 from tokcomp.errors import UnsupportedError
+from tokcomp.runner.tables import constant
 
-__all__ = ["Visibility", "layer_mask", "over_heads"]
+__all__ = ["Visibility", "layer_mask", "over_heads", "stand_in"]
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,13 @@ class Visibility:
         return ((self.blocks[:, None] == own[..., None]) & (own >= 0)[..., None])[:, None]
 
 
+@cache
+def stand_in(device: torch.device) -> Tensor:
+    """What keeps a model from making a mask of its own where every layer is given one: a mask of four dimensions."""
+    with torch.inference_mode(False):  # a tensor that every later mode may read
+        return torch.zeros(1, 1, 1, 1, device=device)
+
+
 @overload
 def over_heads(mask: Tensor, heads: int) -> Tensor: ...
 @overload
@@ -99,8 +108,8 @@ def layer_mask(implementation: str, rows: int, sees: Visibility, *, heads: int, 
                masked: bool = False) -> Any:  # fmt: skip
     """The ``attention_mask`` of one decoder layer whose last ``rows`` keys are its queries.
 
-    None where the implementation's own causal rule is right; a 2-D padding mask for flash attention; else bool (SDPA)
-    or additive (eager) ``[b, 1|h, rows, length]``. ``masked``: the layer has no causal rule of its own.
+    None where the implementation's own causal rule is right; a 2-D padding mask for flash attention; else bool (SDPA, several
+    rows) or additive (eager, SDPA with one row) ``[b, 1|h, rows, length]``. ``masked``: the layer has no causal rule of its own.
 
     Raises:
         UnsupportedError: flash attention, which knows padding and causal order only.
@@ -117,6 +126,16 @@ def layer_mask(implementation: str, rows: int, sees: Visibility, *, heads: int, 
     if flash:
         return sees.valid
     mask = over_heads(sees.last(rows, device), heads)
-    if mask is None or implementation == "sdpa":
+    sdpa = implementation == "sdpa"
+    if mask is None or (sdpa and rows > 1):
         return mask
-    return torch.zeros(mask.shape, dtype=dtype, device=device).masked_fill_(~mask, torch.finfo(dtype).min)
+    return _additive(mask, dtype, -torch.inf if sdpa else torch.finfo(dtype).min)
+
+
+def _additive(mask: Tensor, dtype: torch.dtype, hidden: float) -> Tensor:
+    """``mask`` as what is added to the logits. One row of it, which every layer would else make out of the bool mask, is laid out
+    as the kernels want it (their ``preprocess_mask``): every row begins at a multiple of 8 numbers."""
+    length = mask.shape[-1]
+    room = torch.empty(*mask.shape[:-1], -(-length // 8) * 8, dtype=dtype, device=mask.device)[..., :length]
+    shown, none = (constant(value, dtype, mask.device) for value in (0.0, hidden))
+    return torch.where(mask, shown, none, out=room)

@@ -27,6 +27,8 @@ class Numbering:
 
     def __init__(self, decoder: Decoder) -> None:
         self.decoder = decoder
+        turning = [decoder.inv_freq(number) is not None for number in range(len(decoder.layers))]
+        self._turning = [(decoder.table(number), each) for number, each in enumerate(turning)]
 
     def before(self, layer: CompressedLayer, policy: CachePolicy, shared: dict[Any, Any]) -> Tensor | None:
         """The keys' positions ahead of an eviction, where the policy's numbering goes by them."""
@@ -76,6 +78,20 @@ class Numbering:
                shared: dict[Any, Any]) -> list[Turn]:  # fmt: skip
         """Number what comes next by the length of the layer's cache; with the keys' positions ``before``, rotate them to
         their slots."""
+        if layer.kin is None:
+            return self._place_alone(layer, keep, before, shared)
+        name = "placed", layer.kin, layer.length, before is None, layer.keys.device, self._turning[layer.number]
+        if name not in shared:
+            turns = self._place_alone(layer, keep, before, shared)
+            shared[name] = layer.offset, layer.phase, [angles for _, *angles in turns]
+            return turns
+        layer.offset, phase, each = shared[name]
+        if before is not None:
+            layer.phase = phase
+        return [(layer, *angles) for angles in each]
+
+    def _place_alone(self, layer: CompressedLayer, keep: Tensor, before: Tensor | None,
+                     shared: dict[Any, Any]) -> list[Turn]:  # fmt: skip
         valid = layer.valid
         start = self.decoder.first_position
         # One tensor for all that hold the same tokens, so that they share their rotary tables.

@@ -19,8 +19,8 @@ from tokcomp.runner.deepstack import Deepstack
 from tokcomp.runner.hooks import base_implementation
 from tokcomp.runner.masks import Visibility, layer_mask, over_heads
 from tokcomp.runner.request import Prompt, Request, Sequence
-from tokcomp.runner.tables import appended, filled
-from tokcomp.runner.turns import Follow, LaterTurn, shown
+from tokcomp.runner.steps import Share, shares
+from tokcomp.runner.turns import Follow, LaterTurn
 
 __all__ = ["Observed", "Pass", "padding_of", "to_columns", "whole"]
 
@@ -31,14 +31,12 @@ class Observed:
 
     Attributes:
         received: ``[b, g, l]``. ``rows``: the chunks of query rows, made on demand. ``queries``: ``[b, h, l, d]``.
-        asked: the new token's query ``[b, h, 1, d]`` and the scale of its logits, where ``received`` is found for several
-            layers at once. ``extra``: signals of plug-ins ``[b, g, l]``.
+        extra: signals of plug-ins ``[b, g, l]``.
     """
 
     received: Tensor | None = None
     rows: Callable[[], Iterator[tuple[Tensor, Tensor]]] | None = None
     queries: Tensor | None = None
-    asked: tuple[Tensor, float] | None = None
     extra: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -59,6 +57,7 @@ class Pass:
         first_offset: how the first layer's numbering lags behind, as the pass begins (later passes only).
         blocks: ``[b, l]`` which of the pass's own tokens attend in both directions, see :class:`Visibility`; None: none.
         through: those blocks ignore a layer's window.
+        single: nothing is to be done right behind a layer, whatever there is can wait for the end of the pass.
         sees: which keys the layer now running may see; ``mask``: the mask that it got for that (prefill only), or None.
         rows: attention rows that the filter asked for, of the layer that has just run; ``keys``: its keys;
             ``extra``: what plug-in signals made of it, per token of the sequence.
@@ -70,6 +69,9 @@ class Pass:
         observed: what its policy asked to see of the attention of the layer that has just run.
         surveyed: per layer what its policy's survey found ``[b]`` (prefill only).
         stepped: layers about which the policy is yet to be asked, several at once, with what it asked to see of them.
+        shares: what each layer of a later pass is given.
+        asked: per layer the new token's query ``[b, h, 1, d]`` and the scale of its logits, where what its policy asked to see is
+            found for several layers at once (later passes only). ``noticed``: per layer what was found by itself.
         memo: masks and rotary tables that several layers share.
     """
 
@@ -85,6 +87,7 @@ class Pass:
     first_offset: Tensor | None = None
     blocks: Tensor | None = None
     through: bool = False
+    single: bool = False
     sees: Visibility = field(default_factory=lambda: Visibility(0))
     mask: Any = None
     rows: Tensor | None = None
@@ -98,6 +101,9 @@ class Pass:
     observed: Observed | None = None
     surveyed: dict[int, Tensor] = field(default_factory=dict)
     stepped: list[tuple[CompressedLayer, Observed]] = field(default_factory=list)
+    shares: dict[int, Share] = field(default_factory=dict)
+    asked: dict[int, tuple[Tensor, float]] = field(default_factory=dict)
+    noticed: dict[int, Observed] = field(default_factory=dict)
     memo: dict[Any, Any] = field(default_factory=dict)
 
     def counts(self) -> Tensor:
@@ -130,7 +136,7 @@ class Pass:
         if self.changed:
             # Layers turn by the tables; from ids with gaps flash attention would take the row for packed sequences.
             kwargs["position_ids"] = None
-            self.mask = kwargs["attention_mask"] = self._mask(hidden, self.sees, kin=kin)
+            self.mask = kwargs["attention_mask"] = self.mask_for(hidden, self.sees, kin=kin)
 
     def seen(self, query: Tensor) -> Tensor | None:
         """What the queries ``[b, h, t, d]``, the last ones of the layer now running in a prefill, see ``[b|1, 1|h, t, l]``; None:
@@ -142,25 +148,19 @@ class Pass:
 
     def step(self, number: int, hidden: Tensor, kwargs: dict[str, Any]) -> None:
         """Give layer ``number`` of a later pass what belongs to its own cache."""
-        layers = cache_in(kwargs).layers
-        layer: CompressedLayer = layers[number]
-        self.follow.prepare(layer)
-        self.packed = layer.packed
-        total = layer.length + hidden.shape[1]
-        valid, kin = shown(layer), layer.kin if layer.visible is None else None
-        if self.follow.valid is not None:
-            held = hidden.new_ones(1, 1, layer.length, dtype=torch.bool) if valid is None else valid
-            valid = appended(held, self.follow.valid[:, None])
-        valid = None if valid is None else filled(valid, total)
-        self.sees = self._sees_cache(layer, hidden.shape[1], total, valid)
-        if self.follow.valid is not None:
-            layer.follow(self.follow.valid, layer.lag(self.positions))
-        if layer.packed is not None:
-            kwargs["attention_mask"] = None  # what is seen follows from the entries themselves
-        else:
-            kwargs["attention_mask"] = self._mask(hidden, self.sees, kin=("layer", number) if kin is None else kin)
-        if layer.offset is not self.first_offset:
-            kwargs["position_ids"], kwargs["position_embeddings"] = None, self._numbering(layers, layer, hidden)
+        share = self.shares.get(number)
+        if share is None:
+            layers: list[CompressedLayer] = cache_in(kwargs).layers
+            own = alike = [layer for layer in layers if layer.keys.device == hidden.device]
+            if self.follow.touches:
+                own = [layers[number]]
+                self.follow.prepare(own[0])
+            self.shares.update(shares(self, own, hidden, alike))
+            if self.follow.valid is not None:
+                own[0].follow(self.follow.valid, own[0].lag(self.positions))
+            share = self.shares[number]
+        changes, self.sees, self.packed = share
+        kwargs.update(changes)
 
     def tables(self, number: int, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Rotary tables of the sequence that enters a layer; layers that share a table have the same ones."""
@@ -193,41 +193,7 @@ class Pass:
         sees: Visibility = self.memo[key]
         return sees
 
-    def _sees_cache(self, layer: CompressedLayer, rows: int, total: int, valid: Tensor | None) -> Visibility:
-        window = layer.window
-        if window is not None and (layer.seen + rows <= window or (rows == 1 and layer.dense)):
-            window = None  # it reaches over everything, or the cache holds just what it reaches over
-        columns = blocks = None
-        if window is not None:
-            index = layer.full_index()
-            fresh = torch.arange(layer.seen, layer.seen + rows, device=index.device)
-            columns = torch.cat([index, fresh.expand(*index.shape[:2], rows)], dim=-1)
-        if self.blocks is not None:
-            blocks = torch.nn.functional.pad(self.blocks, (total - rows, 0), value=-1)
-        return Visibility(total, valid, window, columns, blocks, self.through)
-
-    def _numbering(self, layers: list[CompressedLayer], layer: CompressedLayer, hidden: Tensor) -> Any:
-        """Rotary tables of a layer that numbers its tokens in its own way.
-
-        The tables of all such layers are made together: one by one they would cost more than a small model's step.
-        """
-        tables = self.memo.setdefault(("numbering", self.decoder.table(layer.number)), {})
-        if id(layer.offset) not in tables:
-            offsets = {id(each.offset): each.offset for each in layers
-                       if each.offset is not self.first_offset and each.keys.device == layer.keys.device}  # fmt: skip
-            b = hidden.shape[0]
-            lags = [self.positions.new_zeros(b) if lag is None else lag.expand(b) for lag in offsets.values()]
-            planes = self.positions.shape[:-2]
-            positions = self.positions.expand(*planes, b, -1).unsqueeze(-3)
-            own = positions - torch.stack(lags)[..., None]  # ([p,] numberings, b, l)
-            cos, sin = self.decoder.rotary(hidden, own.flatten(-3, -2), layer.number)
-            each = (len(lags), b)
-            rows = zip(offsets.values(), cos.unflatten(0, each), sin.unflatten(0, each), strict=True)
-            # The key is an id: keep the object that it names.
-            tables.update({id(lag): (lag, (c, s)) for lag, c, s in rows})
-        return tables[id(layer.offset)][1]
-
-    def _mask(self, hidden: Tensor, sees: Visibility, *, kin: Any) -> Any:
+    def mask_for(self, hidden: Tensor, sees: Visibility, *, kin: Any, dtype: torch.dtype | None = None) -> Any:
         """The mask of a layer; layers of one ``kin`` hold the same tokens and, with equal windows, have the same one."""
         if hidden.shape[1] == 1 and sees.plain:
             return None  # a single row sees everything
@@ -236,7 +202,7 @@ class Pass:
             config = self.decoder.config
             self.memo[key] = layer_mask(
                 base_implementation(config), hidden.shape[1], sees, heads=config.num_attention_heads,
-                dtype=hidden.dtype, device=hidden.device, masked=self.decoder.masked,
+                dtype=dtype or hidden.dtype, device=hidden.device, masked=self.decoder.masked,
             )  # fmt: skip
         return self.memo[key]
 

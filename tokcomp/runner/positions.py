@@ -40,7 +40,7 @@ def in_planes(position_ids: Tensor, planes: int) -> Tensor:
 def next_after(positions: Tensor) -> Tensor:
     """Position of the token that follows ``[b|1]``: one beyond the largest of all columns and planes (padding on the right has
     small ones)."""
-    highest = positions.amax(dim=-1)
+    highest = positions.amax(dim=-1) if positions.shape[-1] > 1 else positions[..., 0]
     return (highest if positions.dim() == 2 else highest.amax(dim=0)) + 1
 
 

@@ -27,8 +27,8 @@ class Entries:
     valid: Tensor | None = None
 
     def padding(self) -> Tensor | None:
-        """Padded entries of each sample, mean over heads ``[b]``, or None for none."""
-        return None if self.valid is None else (~self.valid).sum(dim=2).double().mean(dim=1)
+        """Padded entries of each sample and head ``[b, 1|g]``, or None for none."""
+        return None if self.valid is None else (~self.valid).sum(dim=2)
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Request:
             token that it was merged into, its own where it was not.
         entries: the cache of each layer, as it is now.
         reads: per layer and later pass, the entries that its attention read: physical length, and padded entries of each
-            sample ``[b]`` or None for none. Kept only where a policy acts in decoding; elsewhere lengths just grow.
+            sample and head ``[b, 1|g]`` or None for none. Kept only where a policy acts in decoding; elsewhere lengths just grow.
         summed: layers whose attention was made together with its sums over all rows.
         padded: whether a sample's prompt may hold padding; False promises that all prompts are equally long.
         next_position: ``[b|1]`` position id of the next token, in the model's own numbering.

@@ -91,7 +91,7 @@ class Session:
 
 def _watched(adapter: Adapter, language: LanguageStage, tower: VisionStage | None) -> set[nn.Module]:
     """The layers and blocks whose attention is looked at."""
-    layers = {layer for number, layer in enumerate(adapter.decoder.layers) if language.watches(number)}
+    layers = {layer for number, layer in enumerate(adapter.decoder.layers) if language.around.watches(number)}
     return layers | (set() if tower is None else {tower.tower.blocks[number].module for number in tower.watched})
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from tokcomp.ops.rotary import turn
 from tokcomp.ops.scores import attention_rows
 from tokcomp.runner.apply import gather_entries
+from tokcomp.runner.masks import over_heads
 
 __all__ = ["fits", "gathered", "received", "turned"]
 
@@ -24,19 +25,23 @@ def fits(entries: Tensor, layers: int) -> bool:
     return layers > 1 and layers * entries.nbytes <= _MOST_BYTES
 
 
-def gathered(entries: Sequence[Tensor], index: Tensor) -> Sequence[Tensor]:
-    """Of each layer's entries ``[b, g, l, d]`` those at ``index`` ``[layers * b, g, k]``."""
+def gathered(entries: Sequence[Tensor], index: Tensor, whole: Tensor | None = None) -> Sequence[Tensor]:
+    """Of each layer's entries ``[b, g, l, d]`` those at ``index`` ``[layers * b, g, k]``; ``whole``: the entries of all layers,
+    where they have been laid side by side."""
     b = entries[0].shape[0]
-    if fits(entries[0], len(entries)):
-        return gather_entries(torch.cat(list(entries)), index).split(b)
+    if whole is None and fits(entries[0], len(entries)):
+        whole = torch.cat(list(entries))
+    if whole is not None:
+        return gather_entries(whole, index).split(b)
     return [gather_entries(each, part) for each, part in zip(entries, index.split(b), strict=True)]
 
 
-def received(queries: Sequence[Tensor], keys: Sequence[Tensor], scale: float) -> Tensor:
+def received(query: Tensor, key: Tensor, scale: float, valid: Tensor | None) -> Tensor:
     """What every entry receives from the new token's row of its layer, summed over the query heads of its group
-    ``[layers * b, g, l]``; queries ``[b, h, 1, d]``, keys ``[b, g, l, d]``."""
-    query, key = torch.cat(list(queries)), torch.cat(list(keys))
-    attention = attention_rows(query, key, scale=scale)
+    ``[layers * b, g, l]``; queries ``[layers * b, h, 1, d]``, keys ``[layers * b, g, l, d]``, ``valid`` ``[layers * b, g, l]``
+    which of these are no padding, None: all."""
+    mask = None if valid is None else over_heads(valid[:, :, None], query.shape[1])
+    attention = attention_rows(query, key, scale=scale, mask=mask)
     return attention.view(key.shape[0], key.shape[1], -1, key.shape[2]).sum(dim=2)
 
 

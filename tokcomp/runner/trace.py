@@ -224,7 +224,7 @@ class Record:
     def _lengths(self, length: int, padding: Tensor | None) -> PerSample:
         if padding is None:
             return PerSample([length] * self.batch_size)
-        counts = (length - padding).tolist()
+        counts = (length - padding.double().mean(dim=1)).tolist()
         return PerSample(int(count) if count == int(count) else count for count in counts)
 
     @cached_property

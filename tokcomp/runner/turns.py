@@ -120,7 +120,7 @@ class Follow:
         """Position ids of tokens that are numbered one by one ``[b|1, t]``."""
         if self.valid is not None:
             return start[:, None] + renumber(self.valid)
-        return start[:, None] + torch.arange(length, device=start.device)
+        return start[:, None] if length == 1 else start[:, None] + torch.arange(length, device=start.device)
 
 
 def positions_of(adapter: Adapter, request: Request, first: CompressedLayer, follow: Follow, given: Mapping[str, Any],
