@@ -35,7 +35,10 @@ def _cells(table: str) -> list[dict[str, Any]]:
 def _grid(cells: list[dict[str, Any]], rows: list[str], columns: list[float], corner: str,
           head: Callable[[float], str]) -> str:  # fmt: skip
     """Accuracy of every (strategy, where)."""
-    told = {(cell["strategy"], cell["where"]): share(cell["right"], cell["samples"]) for cell in cells}
+    told = {
+        (cell["strategy"], cell["where"]): share(cell["right"], cell["samples"]) + cell.get("note", "")
+        for cell in cells
+    }
     columns = [column for column in columns if any((row, column) in told for row in rows)]
     lines = [f"| {corner} | {' | '.join(map(head, columns))} |", "|---|" + "---:|" * len(columns)]
     for row in rows:
@@ -49,6 +52,12 @@ def _ranked(cells: list[dict[str, Any]], where: float) -> list[str]:
     at = {cell["strategy"]: cell["right"] for cell in cells if cell["where"] == where}
     names = dict.fromkeys(cell["strategy"] for cell in cells)
     return sorted(names, key=lambda name: -at.get(name, -1))
+
+
+def _noted(cell: dict[str, Any]) -> dict[str, Any]:
+    """A cell of ``tome (39)`` is one of ``tome``, with a note of the tokens that it kept."""
+    name, _, kept = cell["strategy"].partition(" (")
+    return {**cell, "strategy": name, "note": f" [{kept.rstrip(')')}]" if kept else ""}
 
 
 def baselines() -> str:
@@ -67,7 +76,7 @@ def baselines() -> str:
 
 def vision() -> str:
     """Vision stage, by tokens kept."""
-    cells = _cells("vision")
+    cells = [_noted(cell) for cell in _cells("vision")]
     rows = _ranked(cells, 36)
     return _grid(cells, rows, [72, 36, 18], "strategy", lambda n: f"{n:g} of 144") if cells else ""
 
