@@ -45,7 +45,7 @@ def attender(current: Callable[[], Pass | None], decoder: Decoder, policy: Cache
         if run is None:
             return None
         if not run.prefill:
-            return attend_packed(run, query, key, value, scale, options)
+            return None if run.packed is None else attend_packed(run, query, key, value, scale, options)
         if not _is_plain(run, decoder, module, policy, (query, key, value), options):
             return None
         output, run.received = attention_and_sums(
