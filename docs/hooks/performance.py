@@ -28,10 +28,14 @@ def tables() -> dict[str, Callable[[], str]]:
         f"speed-{device}-{name}": lambda device=device, make=make: _made(device, make)
         for device in ("cpu", "gpu") for name, make in makers.items()
     }  # fmt: skip
-    return {**made, "speed-sweep": lambda: _made("overhead", sweep)}
+    return {
+        **made, "speed-sweep": lambda: _made("overhead", sweep), "speed-compiled": lambda: _made("compiled", compiled),
+    }  # fmt: skip
 
 
-_COMMANDS = {"cpu": "make bench", "gpu": "make bench-gpu", "overhead": "make bench-sweeps"}
+_COMMANDS = {
+    "cpu": "make bench", "gpu": "make bench-gpu", "overhead": "make bench-sweeps", "compiled": "python -m benchmarks.compiled",
+}  # fmt: skip
 
 
 def _made(name: str, make: Callable[[dict[str, Any]], str]) -> str:
@@ -173,6 +177,22 @@ def operations(record: dict[str, Any]) -> str:
         head = ["pipeline", "operations of a prefill", "beside dense", "of a decoding step", "beside dense "]
         lines += [f"**{title}**", "", *table_of(head, body), ""]
     return "\n".join(lines)
+
+
+def compiled(record: dict[str, Any]) -> str:
+    """What `torch.compile` makes of the decisions."""
+    times = {
+        (row["part"], row["size"]): f"{row['plain_ms']:.2f} → {row['compiled_ms']:.2f}"
+        for row in of_kind(record, "time")
+    }
+    body = [[
+        row["part"], f"{row['operations']} → {row['kernels'] + row['library_calls']}", f"{row['graphs']}",
+        f"{row['graphs_after_lengths']}", f"{row['graphs_after_batch']}", f"{row['first_seconds']:.0f}",
+        times.get((row["part"], "usual"), ""), times.get((row["part"], "tiny"), ""), "yes" if row["same"] else "no",
+    ] for row in of_kind(record, "graphs")]  # fmt: skip
+    head = ["decision", "operations → kernels and library calls", "graphs", "after other lengths", "after batch 4",
+            "first call, s", "24 x 24 tokens, ms", "9 x 9 tokens, ms", "same result"]  # fmt: skip
+    return "\n".join([machine(record), "", *table_of(head, body)]) if body else ""
 
 
 def memory(record: dict[str, Any]) -> str:
