@@ -73,7 +73,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, scale: float, room: Tenso
     ``[s, n, r, t, d]``, keys and values ``[s * n, l, d]``, ``bias`` ``[s * n, 1, l]``, ``weights`` of the rows in the sums
     ``[s * n, t]``; ``room`` holds one piece."""
     s, n, r, t, d = query.shape
-    length, later = key.shape[1], _later_keys(height)
+    length, later = key.shape[1], _later_keys(height, key.device)
     keys = key.transpose(1, 2)
     every = torch.ones(1, dtype=torch.float32, device=key.device)
     for i0 in range(0, t, height):
@@ -94,9 +94,9 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, scale: float, room: Tenso
 
 
 @lru_cache(maxsize=4)
-def _later_keys(rows: int) -> Tensor:
+def _later_keys(rows: int, device: torch.device) -> Tensor:
     """What hides from each row of a piece the keys behind its own, at the piece's end."""
-    return torch.full((rows, rows), -torch.inf, dtype=torch.float32).triu_(1)
+    return torch.full((rows, rows), -torch.inf, dtype=torch.float32, device=device).triu_(1)
 
 
 def _blocks(b: int, g: int, r: int, t: int, length: int, piece_bytes: int | None) -> tuple[list[_Block], int, int]:
