@@ -24,7 +24,14 @@ CORE = {
     "tokcomp.budget",
     "tokcomp.layers",
 }
-STRATEGY_MAY = CORE | {"tokcomp.stages", "tokcomp.scored", "tokcomp.registry", "tokcomp.specs", "tokcomp.ops"}
+STRATEGY_MAY = CORE | {
+    "tokcomp.stages",
+    "tokcomp.one_cut",
+    "tokcomp.scored",
+    "tokcomp.registry",
+    "tokcomp.specs",
+    "tokcomp.ops",
+}
 # Folder or module -> what it may import of tokcomp. Longest match wins.
 MAY_IMPORT = {
     "tokcomp.errors": set(),
@@ -46,6 +53,7 @@ MAY_IMPORT = {
     },
     "tokcomp.ops": CORE | {"tokcomp.ops"},
     "tokcomp.stages": CORE,
+    "tokcomp.one_cut": CORE | {"tokcomp.stages"},
     "tokcomp.scored": CORE | {"tokcomp.stages"},
     "tokcomp.plugins": {"tokcomp.errors"},
     "tokcomp.registry": CORE | {"tokcomp.stages", "tokcomp.plugins"},

@@ -78,7 +78,7 @@ def test_fields() -> None:
     assert Dart(text_pivots=0).guided_by() is None
     with pytest.raises(ValidationError, match="layer=0"):
         Dart(layer=0)
-    with pytest.raises(CompatibilityError, match="K is at least 1"):
+    with pytest.raises(CompatibilityError, match="the layer is at least 1"):
         Dart(layer=0.1).acts_after(8)
 
 

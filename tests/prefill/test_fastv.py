@@ -73,7 +73,7 @@ def test_tokens_leave_before_the_layer() -> None:
     assert FastV(layer=0.25).acts_after(32) == (7,)
     with pytest.raises(CompatibilityError, match=r"prefill\.fastv\.layer=32"):
         FastV(layer=32).acts_after(32)
-    with pytest.raises(CompatibilityError, match="K is at least 1"):
+    with pytest.raises(CompatibilityError, match="the layer is at least 1"):
         FastV(layer=0.1).acts_after(8)
 
 

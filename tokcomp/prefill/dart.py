@@ -5,21 +5,20 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field
 from torch import Tensor
 
-from tokcomp.budget import Budgeted
-from tokcomp.errors import CompatibilityError
+from tokcomp.one_cut import OneCut
 from tokcomp.ops.similarity import unit
 from tokcomp.registry import PREFILL
-from tokcomp.stages import LayerSpec, PrefillFilter, resolve_layer
+from tokcomp.stages import LayerSpec
 from tokcomp.types import PrefillView, Selection, Signal
 
 __all__ = ["Dart"]
 
 
 @PREFILL.register("dart")
-class Dart(Budgeted, PrefillFilter):
+class Dart(OneCut):
     """Keeps a few pivot tokens and, for each pivot, the vision tokens that resemble it least.
 
     "Stop Looking for 'Important Tokens' in Multimodal Language Models: Duplication Matters More", Wen et al.,
@@ -56,22 +55,6 @@ class Dart(Budgeted, PrefillFilter):
     rounding: Literal["published", "exact"] = Field(
         default="published", description="whole shares for each pivot as published, or the budget met exactly"
     )
-
-    @field_validator("layer")
-    @classmethod
-    def _after_the_first(cls, layer: LayerSpec) -> LayerSpec:
-        if layer == 0:
-            raise ValueError("layer=0: tokens leave before layer K by the keys of layer K-1, so K is at least 1")
-        return layer
-
-    def acts_after(self, depth: int) -> tuple[int, ...]:
-        layer = resolve_layer(self.layer, depth, what="prefill.dart.layer")
-        if layer == 0:
-            raise CompatibilityError(
-                f"prefill.dart.layer={self.layer} is the first of this model's {depth} layers: tokens leave before "
-                "layer K by the keys of layer K-1, so K is at least 1"
-            )
-        return (layer - 1,)
 
     def departures(self) -> dict[str, str]:
         if self.rounding == "exact":

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from tokcomp.budget import Budgeted
-from tokcomp.errors import CompatibilityError
+from tokcomp.one_cut import OneCut
 from tokcomp.registry import PREFILL
-from tokcomp.stages import LayerSpec, PrefillFilter, resolve_layer
+from tokcomp.stages import LayerSpec
 from tokcomp.types import PrefillView, Selection, Signal
 
 __all__ = ["FastV"]
 
 
 @PREFILL.register("fastv")
-class FastV(Budgeted, PrefillFilter):
+class FastV(OneCut):
     """Keeps the vision tokens that the prompt's last token attends to most.
 
     "An Image is Worth 1/2 Tokens After Layer 2: Plug-and-Play Inference Acceleration for Large Vision-Language Models",
@@ -41,23 +40,6 @@ class FastV(Budgeted, PrefillFilter):
     paper: ClassVar[str] = "FastV, ECCV 2024, arXiv 2403.06764"
 
     layer: LayerSpec = Field(default=2, description="the paper's K, at least 1: tokens leave before this layer")
-    keep_ratio: float | None = Field(default=0.5, gt=0, le=1, description="share of the vision tokens that is kept")
-
-    @field_validator("layer")
-    @classmethod
-    def _after_the_first(cls, layer: LayerSpec) -> LayerSpec:
-        if layer == 0:
-            raise ValueError("layer=0: tokens leave before layer K by the attention of layer K-1, so K is at least 1")
-        return layer
-
-    def acts_after(self, depth: int) -> tuple[int, ...]:
-        layer = resolve_layer(self.layer, depth, what="prefill.fastv.layer")
-        if layer == 0:
-            raise CompatibilityError(
-                f"prefill.fastv.layer={self.layer} is the first of this model's {depth} layers: tokens leave before "
-                "layer K by the attention of layer K-1, so K is at least 1"
-            )
-        return (layer - 1,)
 
     def filter(self, view: PrefillView) -> Selection:
         return Selection.top_k(

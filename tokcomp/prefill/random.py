@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from tokcomp.budget import Budgeted
-from tokcomp.errors import CompatibilityError
+from tokcomp.one_cut import OneCut
 from tokcomp.ops.hashing import uniform
 from tokcomp.registry import PREFILL
-from tokcomp.stages import LayerSpec, PrefillFilter, resolve_layer
 from tokcomp.types import PrefillView, Selection, Signal
 
 __all__ = ["Random"]
@@ -19,7 +17,7 @@ _STREAM = 1  # other numbers than the vision and the cache stage draw from the s
 
 
 @PREFILL.register("random")
-class Random(Budgeted, PrefillFilter):
+class Random(OneCut):
     """Keeps a random choice of the vision tokens, in their order: the control that every filter has to beat.
 
     Acts once, before layer ``layer``, with FastV's layer numbers and budget, so that the two differ in nothing but the
@@ -35,25 +33,7 @@ class Random(Budgeted, PrefillFilter):
 
     needs: ClassVar[frozenset[Signal]] = frozenset({Signal.DIGEST})
 
-    layer: LayerSpec = Field(default=2, description="tokens leave before this layer, at least 1")
-    keep_ratio: float | None = Field(default=0.5, gt=0, le=1, description="share of the vision tokens that is kept")
     seed: int = Field(default=0, ge=0, description="seed of the choice")
-
-    @field_validator("layer")
-    @classmethod
-    def _after_the_first(cls, layer: LayerSpec) -> LayerSpec:
-        if layer == 0:
-            raise ValueError("layer=0: tokens leave between two layers, so the layer is at least 1")
-        return layer
-
-    def acts_after(self, depth: int) -> tuple[int, ...]:
-        layer = resolve_layer(self.layer, depth, what="prefill.random.layer")
-        if layer == 0:
-            raise CompatibilityError(
-                f"prefill.random.layer={self.layer} is the first of this model's {depth} layers: tokens leave between "
-                "two layers, so the layer is at least 1"
-            )
-        return (layer - 1,)
 
     def filter(self, view: PrefillView) -> Selection:
         places = view.origin.clamp(min=0)  # (b, n)

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import torch
-from pydantic import Field, field_validator
 
-from tokcomp.budget import Budgeted
-from tokcomp.errors import CompatibilityError
+from tokcomp.one_cut import OneCut
 from tokcomp.registry import PREFILL
-from tokcomp.stages import LayerSpec, PrefillFilter, resolve_layer
 from tokcomp.types import PrefillView, Selection
 
 __all__ = ["Uniform"]
 
 
 @PREFILL.register("uniform")
-class Uniform(Budgeted, PrefillFilter):
+class Uniform(OneCut):
     """Keeps vision tokens at regular distances, in their order: a control that knows nothing but places.
 
     Acts once, before layer ``layer``, with FastV's layer numbers and budget, so that the two differ in nothing but the
@@ -27,25 +24,6 @@ class Uniform(Budgeted, PrefillFilter):
         keep_ratio: share of the vision tokens that is kept. The default gives way where ``keep_tokens`` is given.
         keep_tokens: number of vision tokens that is kept.
     """
-
-    layer: LayerSpec = Field(default=2, description="tokens leave before this layer, at least 1")
-    keep_ratio: float | None = Field(default=0.5, gt=0, le=1, description="share of the vision tokens that is kept")
-
-    @field_validator("layer")
-    @classmethod
-    def _after_the_first(cls, layer: LayerSpec) -> LayerSpec:
-        if layer == 0:
-            raise ValueError("layer=0: tokens leave between two layers, so the layer is at least 1")
-        return layer
-
-    def acts_after(self, depth: int) -> tuple[int, ...]:
-        layer = resolve_layer(self.layer, depth, what="prefill.uniform.layer")
-        if layer == 0:
-            raise CompatibilityError(
-                f"prefill.uniform.layer={self.layer} is the first of this model's {depth} layers: tokens leave between "
-                "two layers, so the layer is at least 1"
-            )
-        return (layer - 1,)
 
     def filter(self, view: PrefillView) -> Selection:
         counts = view.counts[:, None]
