@@ -11,7 +11,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
-__all__ = ["Budget", "Budgeted", "SharedBudget", "refuse_table"]
+__all__ = ["Budget", "Budgeted", "SharedBudget", "refuse_table", "share_or_number"]
 
 
 class Budget(BaseModel):
@@ -69,17 +69,7 @@ class Budgeted(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _one_budget(cls, fields: Any) -> Any:
-        """None counts as not given; given both is refused."""
-        if not isinstance(fields, dict):
-            return fields
-        ratio, tokens = fields.get("keep_ratio"), fields.get("keep_tokens")
-        if ratio is not None and tokens is not None:
-            raise ValueError(
-                f"give keep_ratio ({ratio}) or keep_tokens ({tokens}), not both: set the other one to null"
-            )
-        if ratio is None and tokens is None:
-            ratio = cls.model_fields["keep_ratio"].default
-        return {**fields, "keep_ratio": ratio, "keep_tokens": tokens}
+        return share_or_number(fields, "keep_ratio", "keep_tokens", cls.model_fields["keep_ratio"].default)
 
     @property
     def budget(self) -> Budget:
@@ -104,6 +94,22 @@ class SharedBudget(Budgeted):
 
     def scope(self) -> Literal["row", "image", "prompt"]:
         return self.budget_per
+
+
+def share_or_number(fields: Any, share: str, number: str, default: float | None) -> Any:
+    """Raw fields of which one states a share and another a number: ``default`` is the share where neither is given.
+
+    None counts as not given.
+
+    Raises:
+        ValueError: both are given.
+    """
+    if not isinstance(fields, dict):
+        return fields
+    ratio, tokens = fields.get(share), fields.get(number)
+    if ratio is not None and tokens is not None:
+        raise ValueError(f"give {share} ({ratio}) or {number} ({tokens}), not both: set the other one to null")
+    return {**fields, share: default if ratio is None and tokens is None else ratio}
 
 
 def refuse_table(name: str, table: Sequence[float] | None, layers: int, *, most: float = math.inf) -> None:

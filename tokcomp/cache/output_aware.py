@@ -8,7 +8,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from tokcomp.budget import Budget
+from tokcomp.budget import Budget, share_or_number
 from tokcomp.registry import CACHE
 from tokcomp.stages import CachePolicy
 from tokcomp.types import CacheView, Selection, Signal
@@ -78,14 +78,7 @@ class OutputAware(CachePolicy):
     @model_validator(mode="before")
     @classmethod
     def _one_end(cls, fields: Any) -> Any:
-        if not isinstance(fields, dict):
-            return fields
-        ratio, tokens = fields.get("final_ratio"), fields.get("final_tokens")
-        if ratio is not None and tokens is not None:
-            raise ValueError(
-                f"give final_ratio ({ratio}) or final_tokens ({tokens}), not both: set the other one to null"
-            )
-        return {**fields, "final_ratio": _RATIO if ratio is None and tokens is None else ratio}
+        return share_or_number(fields, "final_ratio", "final_tokens", _RATIO)
 
     def prefill_rows(self, counts: Tensor, after: Tensor) -> Tensor:
         return counts.minimum(after).clamp(min=1, max=self.observed)

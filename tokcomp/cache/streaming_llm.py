@@ -8,7 +8,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from tokcomp.budget import Budget
+from tokcomp.budget import Budget, share_or_number
 from tokcomp.ops.recency import first, last
 from tokcomp.registry import CACHE
 from tokcomp.stages import CachePolicy
@@ -57,14 +57,7 @@ class StreamingLLM(CachePolicy):
     @model_validator(mode="before")
     @classmethod
     def _one_size(cls, fields: Any) -> Any:
-        if not isinstance(fields, dict):
-            return fields
-        ratio, recent = fields.get("keep_ratio"), fields.get("recent_tokens")
-        if ratio is not None and recent is not None:
-            raise ValueError(
-                f"give keep_ratio ({ratio}) or recent_tokens ({recent}), not both: set the other one to null"
-            )
-        return {**fields, "keep_ratio": _RATIO if ratio is None and recent is None else ratio}
+        return share_or_number(fields, "keep_ratio", "recent_tokens", _RATIO)
 
     def departures(self) -> dict[str, str]:
         return {"budget": "the sinks and one recent entry stay, however small the share is"}
