@@ -16,6 +16,7 @@ from tests.tiny_models import llava
 from tokcomp import Pipeline, PrefillFilter, Selection
 from tokcomp.prefill.mustdrop import MustDrop
 from tokcomp.runner.filtering import Filtering
+from tokcomp.runner.masks import Visibility, layer_mask
 from tokcomp.types import debug_checks
 
 WAITING: set[Callable[..., Any]] = {
@@ -130,3 +131,16 @@ def test_what_a_view_shows_does_not_depend_on_when_it_is_read() -> None:
     assert len(tables[0]) == 2
     for one, other in zip(*tables, strict=True):
         assert all(torch.equal(one[name], other[name]) for name in read)
+
+
+def test_a_mask_is_laid_out_once_for_all_layers() -> None:
+    """What SDPA would make of a bool mask in every layer, bit by bit, in rows that its kernels need not copy."""
+    valid = torch.tensor([[False, True, True, True, True], [True] * 5])
+    sees = Visibility(5, valid)
+    mask = layer_mask("sdpa", 5, sees, heads=4, dtype=torch.float32, device=valid.device)
+    assert all(stride % 8 == 0 for stride in mask.stride()[:-1])
+    assert torch.equal(mask == 0, sees.rows(torch.arange(5)))
+    query, key, value = torch.randn(3, 2, 4, 5, 8).unbind()
+    attend = torch.nn.functional.scaled_dot_product_attention
+    one, other = attend(query, key, value, mask), attend(query, key, value, sees.rows(torch.arange(5)))
+    assert torch.equal(one[:, :, 1:], other[:, :, 1:])

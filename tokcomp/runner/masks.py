@@ -108,8 +108,8 @@ def layer_mask(implementation: str, rows: int, sees: Visibility, *, heads: int, 
                masked: bool = False) -> Any:  # fmt: skip
     """The ``attention_mask`` of one decoder layer whose last ``rows`` keys are its queries.
 
-    None where the implementation's own causal rule is right; a 2-D padding mask for flash attention; else bool (SDPA, several
-    rows) or additive (eager, SDPA with one row) ``[b, 1|h, rows, length]``. ``masked``: the layer has no causal rule of its own.
+    None where the implementation's own causal rule is right; a 2-D padding mask for flash attention; else additive
+    ``[b, 1|h, rows, length]``. ``masked``: the layer has no causal rule of its own.
 
     Raises:
         UnsupportedError: flash attention, which knows padding and causal order only.
@@ -126,15 +126,14 @@ def layer_mask(implementation: str, rows: int, sees: Visibility, *, heads: int, 
     if flash:
         return sees.valid
     mask = over_heads(sees.last(rows, device), heads)
-    sdpa = implementation == "sdpa"
-    if mask is None or (sdpa and rows > 1):
-        return mask
-    return _additive(mask, dtype, -torch.inf if sdpa else torch.finfo(dtype).min)
+    if mask is None:
+        return None
+    return _additive(mask, dtype, -torch.inf if implementation == "sdpa" else torch.finfo(dtype).min)
 
 
 def _additive(mask: Tensor, dtype: torch.dtype, hidden: float) -> Tensor:
-    """``mask`` as what is added to the logits. One row of it, which every layer would else make out of the bool mask, is laid out
-    as the kernels want it (their ``preprocess_mask``): every row begins at a multiple of 8 numbers."""
+    """``mask`` as what is added to the logits. What SDPA would else make out of the bool mask in every layer is laid out as the
+    kernels want it (their ``preprocess_mask``): every row begins at a multiple of 8 numbers."""
     length = mask.shape[-1]
     room = torch.empty(*mask.shape[:-1], -(-length // 8) * 8, dtype=dtype, device=mask.device)[..., :length]
     shown, none = (constant(value, dtype, mask.device) for value in (0.0, hidden))

@@ -138,12 +138,17 @@ class Pass:
             kwargs["position_ids"] = None
             self.mask = kwargs["attention_mask"] = self.mask_for(hidden, self.sees, kin=kin)
 
+    def go_on(self, sequence: Sequence) -> None:
+        """The next layers run on ``sequence``, which was shortened; nobody needs the masks of the one before."""
+        self.sequence, self.changed, self.moved = sequence, True, True
+        self.memo = {key: value for key, value in self.memo.items() if key[0] != "mask"}
+
     def seen(self, query: Tensor) -> Tensor | None:
         """What the queries ``[b, h, t, d]``, the last ones of the layer now running in a prefill, see ``[b|1, 1|h, t, l]``; None:
         all. It is read off the layer's own mask, where that says so."""
-        if self.mask is not None and self.mask.dtype == torch.bool and self.mask.dim() == 4:
-            mask: Tensor = self.mask[:, :, self.mask.shape[2] - query.shape[2] :]
-            return mask
+        if self.mask is not None and self.mask.dim() == 4:
+            shown: Tensor = self.mask[:, :, self.mask.shape[2] - query.shape[2] :] == 0
+            return shown
         return over_heads(self.sees.last(query.shape[2], query.device), query.shape[1])
 
     def step(self, number: int, hidden: Tensor, kwargs: dict[str, Any]) -> None:

@@ -41,8 +41,7 @@ def shorten(run: Pass, layer: int, hidden: Tensor, slots: Tensor, real: Tensor, 
     cut = _Cut.of(run, slots, kept, known)
     if cut is None:
         return hidden
-    run.sequence = cut.sequence(cut.taken, run, number_anew=number_anew)
-    run.changed = run.moved = True
+    run.go_on(cut.sequence(cut.taken, run, number_anew=number_anew))
     return gather_tokens(hidden, cut.taken)
 
 
@@ -71,7 +70,7 @@ def _merge(run: Pass, layer: int, hidden: Tensor, slots: Tensor, real: Tensor, s
         rest = sequence.sizes_at(run.request.prompt, taken)
         after = replace(after, sizes=sizes.gather(1, rank).where(vision, rest))
         run.request.merges[layer] = _homes(run, sequence.index.gather(1, slots), selection)
-    run.sequence, run.changed, run.moved = after, True, True
+    run.go_on(after)
     return shortened
 
 
