@@ -82,8 +82,11 @@ def _write(console: Console, study: Study, folder: Path, pictures: bool | None) 
         raise ConfigurationError(f"{folder} cannot be written: {error.strerror}: give another --out") from error
     drawn = {}
     if pictures or (pictures is None and len(study.rows) <= _DRAWN):
+        from transformers.utils import logging
+
         from tokcomp.report.pictures import draw_pictures  # models and all that runs them
 
+        logging.disable_progress_bar()
         try:
             drawn = draw_pictures(study.rows, folder / "pictures")
         except ConfigurationError as error:
