@@ -23,6 +23,9 @@ __all__ = ["GROUPS", "NoModuleError", "Origin", "dotted_path", "import_file", "i
 GROUPS = ("tokcomp.strategies", "tokcomp.models", "tokcomp.benchmarks", "tokcomp.callbacks")
 """The entry-point groups by which an installed package adds something."""
 
+_FILES: set[str] = set()
+"""Modules that came from a file, which another file of the same name may follow."""
+
 
 class NoModuleError(PluginError):
     """A module that is neither installed nor in the working folder."""
@@ -128,8 +131,13 @@ def import_file(path: Path) -> ModuleType:
     """A Python file as the module of its name; it may import from the working folder.
 
     Raises:
-        PluginError: it fails when it is imported; one line.
+        PluginError: it fails when it is imported, or another module has its name; one line.
     """
+    there = None if path.stem in _FILES else sys.modules.get(path.stem)
+    if there is not None and there.__file__ is not None and Path(there.__file__).resolve() == path.resolve():
+        return there
+    if there is not None or path.stem in sys.stdlib_module_names:
+        raise PluginError(f"'{path}' would take the place of the module '{path.stem}': give the file another name")
     with _told_in_one_line(str(path), path.stem):
         if str(Path.cwd()) not in sys.path:
             sys.path.append(str(Path.cwd()))
@@ -138,7 +146,12 @@ def import_file(path: Path) -> ModuleType:
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules[path.stem] = module  # pickle looks classes up there
-        spec.loader.exec_module(module)
+        _FILES.add(path.stem)
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[path.stem]
+            raise
         return module
 
 

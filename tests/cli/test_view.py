@@ -93,6 +93,7 @@ def photo(tmp_path: Path) -> Path:
     [
         ([""], "the question is empty"),
         (["what ?", "--out", "nowhere/at/all.png"], "nowhere/at/all.png cannot be written"),
+        (["what ?", "--out", "x.jpg"], "--out x.jpg: the picture is a PNG, expected a name such as x.png"),
         (["what ?", "--out", "/"], "/ cannot be written: it is a folder"),
         (["what ?", "--out", "/proc/mine.png"], "/proc/mine.png cannot be written: "),
         (["what ?", "vision=tomee"], "unknown vision strategy 'tomee'"),

@@ -44,13 +44,25 @@ def cluster() -> Iterator[tuple[str, int]]:
                  "--num-gpus=1", "--include-dashboard=false"]  # fmt: skip
     head = subprocess.Popen([sys.executable, "-c", start, *arguments], stdout=subprocess.DEVNULL)
     try:
-        refuse_silent(f"127.0.0.1:{port}", {}, patience=90)
+        _wait_for(f"127.0.0.1:{port}", seconds=90)
         yield f"127.0.0.1:{port}", head.pid
     finally:
         head.terminate()
         head.wait(30)
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def _wait_for(address: str, seconds: float) -> None:
+    """Ray gives a head that is not up yet fewer seconds than a busy machine needs to start it."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            return refuse_silent(address, {}, patience=max(end - time.monotonic(), 1))
+        except ConfigurationError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(1)
 
 
 @pytest.fixture(autouse=True)

@@ -62,7 +62,7 @@ def costs(pipeline: Pipeline, rows: int, monkeypatch: pytest.MonkeyPatch) -> lis
     [
         ({"prefill": "mustdrop"}, 1, 26, 1),
         ({"prefill": "mustdrop"}, 3, 42, 1),
-        ({"vision": "mustdrop", "prefill": "mustdrop"}, 3, 42, 1),
+        ({"vision": "mustdrop", "prefill": "mustdrop"}, 3, 44, 1),
         ({"prefill": "fastv"}, 1, 16, 0),
         ({"vision": "mustdrop", "prefill": "fastv"}, 3, 45, 1),
     ],

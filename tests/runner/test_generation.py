@@ -62,6 +62,20 @@ def test_a_text_turn_goes_on_with_the_compressed_cache() -> None:
     torch.testing.assert_close(at_once, torch.cat(stepwise, dim=1), atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("pipeline", [Pipeline("uniform"), Pipeline(None, "fastv"), Pipeline(None, None, "h2o")])
+def test_a_compressed_cache_is_refused_where_nothing_is_attached_and_stays_whole(pipeline: Pipeline) -> None:
+    """The bare model would mask and number its entries as if all tokens were there."""
+    model, later = llava(sharp=2.0), prompt(0, 2, 0, seed=5)
+    with pipeline.attach(model), torch.no_grad():
+        expected = model(input_ids=later, **cached(model, cache_in(model(**inputs(), use_cache=True)))).logits
+        cache = cache_in(model(**inputs(), use_cache=True))
+    with torch.no_grad(), pytest.raises(UnsupportedError, match="no pipeline is attached to the model"):
+        model(input_ids=later, **cached(model, cache), use_cache=True)
+    with pipeline.attach(model), torch.no_grad():
+        again = model(input_ids=later, **cached(model, cache), use_cache=True).logits
+    torch.testing.assert_close(again, expected)
+
+
 def test_generate_goes_on_from_a_compressed_cache_with_the_whole_conversation() -> None:
     model = llava(sharp=2.0)
     pipeline = Pipeline("uniform", {"name": "fastv", "keep_tokens": 5})

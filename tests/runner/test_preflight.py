@@ -101,6 +101,17 @@ def test_caches_that_are_handed_over(idle: Any, kind: str) -> None:
             getattr(idle, call)(**inputs(), **cached(idle, cache))
 
 
+@pytest.mark.parametrize(("wrong", "words"), [
+    ({"input_ids": prompt(36, 4, 6).tolist()}, "input_ids is a list, expected a tensor"),
+    ({"input_ids": prompt(36, 4, 6)[0]}, r"input_ids have shape \(46,\), expected \[batch, tokens\]"),
+    ({"pixel_values": pixels().numpy()}, "pixel_values is a ndarray, expected a tensor"),
+    ({"attention_mask": torch.ones(1, 7, dtype=torch.long)}, r"attention_mask has shape \(1, 7\), but there are 46 tokens"),
+    ({"attention_mask": torch.ones(2, 46, dtype=torch.long)}, r"in each of 1 prompts"),
+])  # fmt: skip
+def test_inputs_of_other_types_and_shapes(idle: Any, wrong: dict[str, Any], words: str) -> None:
+    refused(idle, words, FeatureError, **inputs(**wrong))
+
+
 @pytest.mark.parametrize("few", [0, 35, 40])
 def test_placeholders_that_disagree_with_the_images(idle: Any, few: int) -> None:
     ids = torch.cat([prompt(few, 4, 6)], dim=1) if few else torch.arange(3, 20)[None]

@@ -144,6 +144,22 @@ def test_what_is_wrong_with_the_command_is_one_line_and_status_2(
     assert err.count("\n") == 1
 
 
+def test_a_file_takes_no_module_s_place_and_a_broken_one_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, text in (("random.py", ""), ("tokcomp.py", ""), ("half_done.py", "1 / 0")):
+        Path(name).write_text(text)
+    before = {name: sys.modules[name] for name in ("random", "tokcomp")}
+    for name in before:
+        assert main(["check", f"{name}.py"]) == 2
+        assert f"'{name}.py' would take the place of the module '{name}'" in capsys.readouterr().err
+    assert main(["check", "half_done.py"]) == 2
+    assert "'half_done.py' cannot be imported: ZeroDivisionError" in capsys.readouterr().err
+    assert "half_done" not in sys.modules
+    assert before == {name: sys.modules[name] for name in before}
+
+
 def test_a_bare_name_is_told_where_it_is_registered(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "mustdrop"]) == 2
     assert "did you mean vision/mustdrop or prefill/mustdrop or cache/mustdrop?" in capsys.readouterr().err

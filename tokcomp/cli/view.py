@@ -36,6 +36,10 @@ def execute(options: argparse.Namespace) -> int:
     if not options.question.strip():
         raise ConfigurationError("the question is empty: ask something about the image")
     out = options.out or Path(f"{options.image.stem}-tokens.png")
+    if out.suffix and out.suffix.lower() != ".png":
+        raise ConfigurationError(
+            f"--out {out}: the picture is a PNG, expected a name such as {out.with_suffix('.png').name}"
+        )
     refuse_unwritable(out)
 
     from transformers.utils import logging

@@ -45,7 +45,7 @@ class CompressedLayer(Columns, DynamicLayer):
             what came after, and the first m entries above are these, padded.
         fresh: tokens that the latest pass has read. initial: vision entries that the layer held when the latest prompt had been
             written, of each row of the request. before: entries that it held, of those that are left, ahead of that prompt.
-        attended: the coming pass reads ``packed`` too.
+        prepared: a pipeline is attached and has made the coming pass fit this layer. attended: the pass reads ``packed`` too.
         memory: what the policy remembers per entry, ``[b, g, m]`` each.
         kept: these tables beside those of other layers, as they were when the policy was last asked about several; None where it
             was not.
@@ -75,7 +75,7 @@ class CompressedLayer(Columns, DynamicLayer):
         self.kin: int | None = None
         self.arriving: int | None = None
         self.packed: Packed | None = None
-        self.attended = False
+        self.prepared = self.attended = False
         self.fresh = self.before = 0
         self.kept: Kept | None = None
         self._counted: tuple[Tensor, Tensor] | None = None  # a table of validity, and how much padding it has
@@ -83,6 +83,12 @@ class CompressedLayer(Columns, DynamicLayer):
     # -- what transformers calls -------------------------------------------------------------------------------------
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if not self.prepared:
+            raise UnsupportedError(
+                "this cache was compressed, and no pipeline is attached to the model: go on with it inside a `with` block of "
+                "Pipeline.attach"
+            )
+        self.prepared = False
         if self.packed is not None and not self.attended:
             raise UnsupportedError(
                 "this cache was packed by a policy with budgets per head: go on with it inside the `with` block of that policy"
@@ -170,7 +176,7 @@ class CompressedLayer(Columns, DynamicLayer):
         self.append_entries(request.start + index if request.start else index, valid, phase)
         self.before, self.dense = self.length, self.dense and sequence.length == columns
         self.request, self.initial, self.offset, self.rows = request, initial, offset, rows
-        self.kin, self.arriving = kin, columns
+        self.kin, self.arriving, self.prepared = kin, columns, True
 
     def likeness(self) -> tuple[object, ...]:
         """Layers of which this is equal hold equally many entries, and a policy can be asked about them at once."""

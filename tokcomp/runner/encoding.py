@@ -17,7 +17,7 @@ from tokcomp.ops.relevance import mean_cosine_with
 from tokcomp.ops.scores import attention_rows
 from tokcomp.plugin_signals import extra_names
 from tokcomp.runner.alike import alike, carried, joined, narrowed
-from tokcomp.runner.apply import clean_selection
+from tokcomp.runner.apply import clean_selection, refuse_other
 from tokcomp.runner.cuts import moves
 from tokcomp.runner.extra import from_tower, split
 from tokcomp.runner.images import Images
@@ -203,6 +203,7 @@ class Encoding:
         assert self.reducer is not None
         if len(set(grids)) == 1:
             selection = self.reducer.reduce(view)
+            refuse_other(selection, view.valid.shape[0], who=who)
             # Where tokens stay in their places, so does the padding.
             unmoved = self.together is None and not moves(selection, view.n_tokens)
             return clean_selection(selection, view.valid, uniform=uniform or unmoved, who=who)

@@ -10,7 +10,7 @@ from torch import Tensor
 from tokcomp.errors import CompatibilityError
 from tokcomp.models.adapter import Decoder
 from tokcomp.plugin_signals import attended, extra_names
-from tokcomp.runner.apply import widened
+from tokcomp.runner.apply import refuse_other, widened
 from tokcomp.runner.cache import CompressedLayer
 from tokcomp.runner.entries import EntryTables, Kept, grouped
 from tokcomp.runner.leaving import Leaving, share_out
@@ -160,6 +160,7 @@ class Evictor:
         if selection is None:
             share_out(layers, memory)
         else:
+            refuse_other(selection, view.valid.shape[0], who=f"cache policy '{policy.name}'", dims=(2, 3))
             self.leaving.apply(run, policy, layers, widened(selection, before), tables, memory)
 
     def _step(self, run: Pass, layers: list[CompressedLayer]) -> None:
@@ -181,6 +182,7 @@ class Evictor:
         view = cache_view(self.numbering, policy, layers, tables, observed, before, marked=self.marked)
         selection, memory = policy.after_step(view), dict(view.memory)
         if selection is not None:
+            refuse_other(selection, view.valid.shape[0], who=f"cache policy '{policy.name}'", dims=(2, 3))
             self.leaving.apply(run, policy, layers, selection, tables, memory, keys)
             return
         share_out(layers, memory)

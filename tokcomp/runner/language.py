@@ -164,7 +164,7 @@ class LanguageStage:
             for layer in cache.layers:
                 layer.settle()
         for layer in cache.layers:
-            layer.attended = layer.number in self.around.packing
+            layer.prepared, layer.attended = True, layer.number in self.around.packing
         positions = in_planes(positions, self.decoder.planes)
         first_positions, first_offset = first.lag(positions), first.offset
         self._local.run = Pass(self.decoder, request, False, positions, follow=follow, first_offset=first_offset,

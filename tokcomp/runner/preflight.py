@@ -100,8 +100,10 @@ class Preflight:
 
     def _refuse_inputs(self, given: Mapping[str, Any]) -> None:
         """Raises:
-        FeatureError: inputs that lie on another device than the model, or are numbers of another kind.
+        FeatureError: inputs that are no tensors, disagree in shape, lie on another device than the model, or are numbers of
+            another kind.
         """
+        _refuse_shapes(given)
         decoder = self.adapter.embed or self.adapter.decoder.module
         if self.mixed is not None and not torch.is_autocast_enabled(_type_of(given)):
             raise FeatureError(self.mixed)
@@ -148,6 +150,31 @@ class Preflight:
             raise UnsupportedError(
                 f"cache policy '{self.policy}' has no cache to act on: run with use_cache=True, or leave it out"
             )
+
+
+def _refuse_shapes(given: Mapping[str, Any]) -> None:
+    """Raises:
+    FeatureError: inputs that are no tensors, or whose shapes disagree.
+    """
+    for name, value in given.items():
+        known = name in ("inputs", "input_ids", "inputs_embeds") or name.startswith("pixel_values")
+        if known and value is not None and not isinstance(value, Tensor):
+            raise FeatureError(
+                f"{name} is a {type(value).__name__}, expected a tensor: call the processor with return_tensors='pt'"
+            )
+    ids = given.get("inputs") if given.get("input_ids") is None else given["input_ids"]
+    if ids is not None and ids.dim() != 2:
+        raise FeatureError(
+            f"input_ids have shape {tuple(ids.shape)}, expected [batch, tokens]: one prompt is input_ids[None]"
+        )
+    tokens, mask = given.get("inputs_embeds") if ids is None else ids, given.get("attention_mask")
+    if tokens is None or not isinstance(mask, Tensor) or mask.dim() != 2:
+        return
+    if mask.shape[0] != tokens.shape[0] or mask.shape[1] < tokens.shape[1]:
+        raise FeatureError(
+            f"attention_mask has shape {tuple(mask.shape)}, but there are {tokens.shape[1]} tokens in each of {tokens.shape[0]} "
+            "prompts: give one number for every token, those in the cache included"
+        )
 
 
 def _setting(name: str, given: Mapping[str, Any], settings: Any) -> Any:

@@ -32,7 +32,12 @@ def refuse_unmet(tower: Tower, reducer: VisionReducer, sites: Sequence[Site], fa
     Raises:
         CompatibilityError: a need is not met; the message says what to use instead.
     """
-    depth, who = len(tower.blocks), f"vision strategy '{reducer.name}'"
+    depth, who = len(tower.blocks), f"vision strategy '{reducer.name or type(reducer).__name__}'"
+    if not isinstance(sites, Sequence) or not all(isinstance(site, Site) for site in sites):
+        raise CompatibilityError(
+            f"sites() of {who} returned {sites!r}, expected a tuple of places such as (Site.block(4),), (Site.features(),) or "
+            "(Site.projected(),)"
+        )
     inside = any(site.layer is not None for site in sites)
     if not tower.has_cls and reducer.refuses_without_cls():
         raise CompatibilityError(
