@@ -67,8 +67,11 @@ def test_the_list_of_models_and_the_page_are_made_from_it(
 
     page = support.families() + support.strategies()
     assert all(f"`{name}`" in page for name in families())
-    found = {result for row in matrix()["cells"].values() for ways in row.values() for result in ways.values()} - {
-        "yes"
-    }
+    found = {  # what differs in the strategy's own name alone is one reason
+        result.replace(f"'{strategy.partition('/')[2]}'", "'…'")
+        for strategy, row in matrix()["cells"].items()
+        for ways in row.values()
+        for result in ways.values()
+    } - {"yes"}
     for kind in ("refused: ", "failed: "):
         assert page.count(kind) == sum(result.startswith(kind) for result in found)

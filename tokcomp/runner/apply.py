@@ -84,13 +84,14 @@ def refuse_other(selection: object, rows: int, *, who: str, dims: tuple[int, ...
             f"{who} returned {type(selection).__name__}, expected a tokcomp.Selection: make one with Selection.top_k, "
             "Selection.from_mask or Selection.merge"
         )
-    kept = selection.keep if selection._mask is None else selection._mask
-    shape = tuple(kept.shape)
+    if vars(selection).get("_mask") is not None:
+        return  # made by from_mask or top_k; its indices are not worked out before they are asked for
+    kept, shape = selection.keep, tuple(selection.keep.shape)
     if len(shape) not in dims or shape[0] not in (1, rows):
         raise TokcompError(
             f"{who} returned a selection of shape {shape}, expected {rows} rows, one per sample: [batch, kept]"
         )
-    if selection._mask is None and (kept.is_floating_point() or kept.dtype == torch.bool):
+    if kept.is_floating_point() or kept.dtype == torch.bool:
         raise TokcompError(
             f"{who} returned indices that are {kept.dtype}, expected integers: Selection.from_mask makes a selection of flags"
         )
@@ -156,7 +157,7 @@ def _gather_rows(x: Tensor, index: Tensor) -> Tensor:
     *lead, length, d = x.shape
     if x.is_cpu and x.is_contiguous():
         if (groups := math.prod(lead)) > 1:
-            index = index + torch.arange(0, groups * length, length).view(*lead, 1)
+            index = index + torch.arange(0, groups * length, length, device=index.device).view(*lead, 1)
         return x.view(-1, d).index_select(0, index.flatten()).view(*index.shape, d)
     return x.gather(x.dim() - 2, index[..., None].expand(*index.shape, d))
 

@@ -84,8 +84,6 @@ class MustDrop(VisionReducer):
         return self._mark(view)
 
     def _merge(self, view: VisionView) -> Selection:
-        # As many tokens as patches: none was merged.
-        untouched = view.n_tokens == view.grid[0] * view.grid[1] and not view.padded
         return merge_windows(
             view.tokens,
             view.grid,
@@ -93,7 +91,7 @@ class MustDrop(VisionReducer):
             self.threshold,
             order=self.order,
             valid=view.valid if view.padded else None,
-            sizes=None if untouched else view.sizes,
+            sizes=view.sizes,
             origin=view.origin,
             protected=view.protected if view.marked else None,
         )
